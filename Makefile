@@ -1,0 +1,34 @@
+# Needs Python 3.11 or newer and make; everything else goes into .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+ACCELERATE := $(BIN)/accelerate launch --config_file recipes/accelerate_configs/cpu.yaml
+
+.PHONY: quickstart test slow style quality clean
+
+# Train on a CPU for a few minutes, then solve 200 unseen tasks by latent search; pictures in outputs/quickstart.
+quickstart: .venv/.installed
+	$(ACCELERATE) recipes/train_lpn.py recipes/lpn/quickstart.yaml
+	$(ACCELERATE) recipes/evaluate_lpn.py recipes/lpn/quickstart_eval.yaml
+
+test: .venv/.installed
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+slow: .venv/.installed
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+style: .venv/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+quality: .venv/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.venv/.installed: setup.cfg constraints.txt
+	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"modeling_lpn needs Python 3.11 or newer, this is {v[0]}.{v[1]}: make PYTHON=python3.11 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test]"
+	touch $@
+
+clean:
+	rm -rf .venv outputs build *.egg-info .pytest_cache .ruff_cache
