@@ -103,6 +103,7 @@ class DataCollatorForGridTasks:
         if self.symmetries != "none":
             canvas = np.repeat(canvas.max(), 2)
         padded = {side: pad_grids(grids[side], shapes[side], tuple(canvas)) for side in grids}
+        self._check_limits(canvas, max(int(side_grids.max()) for side_grids, _ in padded.values()))
         if seeds is not None:
             padded = {side: self._augment(*padded[side], seeds) for side in padded}
         pair_mask = mask_of_counts([len(task) for task in shapes["input"]])
@@ -124,6 +125,16 @@ class DataCollatorForGridTasks:
         for side, grids in zip(("input", "output"), zip(*pairs)):
             item[f"{side}_grids"], item[f"{side}_shapes"] = stack_grids(grids)
         return item
+
+    def _check_limits(self, canvas: np.ndarray, highest: int) -> None:
+        """Stream items are not validated grid by grid, but a generator may be set up larger than the model."""
+        limits = self.processor
+        if canvas[0] > limits.max_rows or canvas[1] > limits.max_cols or highest >= limits.vocab_size:
+            raise ValueError(
+                f"The batch has grids of up to {canvas[0]} x {canvas[1]} cells and colours up to {highest}, over the"
+                f" processor's {limits.max_rows} x {limits.max_cols} and {limits.vocab_size - 1}; generate smaller"
+                " tasks, or use a processor (and model) with larger limits; turned grids need both sides"
+            )
 
     def _seeds(self, examples: Sequence[Mapping[str, Any]]) -> np.ndarray:
         for example in examples:
