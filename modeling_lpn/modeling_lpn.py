@@ -359,6 +359,7 @@ class LPNModel(LPNPreTrainedModel):
         search = SearchConfig(method="mean") if search is None else search
         demonstrations = (input_grids, output_grids, input_shapes, output_shapes)
         pairs, pair_mask = self._flatten(*demonstrations, pair_mask)
+        samples = self._sample_noise(search, generator)
         noise = self._pair_noise(pair_mask.shape[1], generator) if sample_latents or search.init == "prior" else None
         if search.init == "prior":
             latents = noise.expand(pair_mask.shape[0], -1, -1)
@@ -366,7 +367,6 @@ class LPNModel(LPNPreTrainedModel):
             with torch.no_grad():
                 latents = self.encode(*demonstrations, pair_mask, sample_latents, noise).latents
         tasks = pair_mask.nonzero()[:, 0]
-        samples = self._sample_noise(search, generator)
         # Clipping over the batch ties the tasks together; otherwise a few at a time give the same result.
         width = len(latents) if search.clip == "batch" else search.chunk_size or len(latents)
         found = []
@@ -393,11 +393,6 @@ class LPNModel(LPNPreTrainedModel):
     @contextmanager
     def _for_search(self, search: SearchConfig):
         """Dropout off; with second-order gradients, the one attention kernel that differentiates twice."""
-        if search.second_order and self.config._attn_implementation == "flex_attention":
-            raise ValueError(
-                "`second_order` is True and the attention implementation is 'flex_attention', which has no second "
-                "derivative; load the model with `attn_implementation='sdpa'` or 'eager'."
-            )
         training = self.decoder.training
         self.decoder.eval()
         try:
@@ -450,9 +445,15 @@ class LPNModel(LPNPreTrainedModel):
         Returns:
             [`LPNOutput`]
 
-        Raises `ValueError` if a task has a single real pair, or shapes do not fit together.
+        Raises `ValueError` if a task has a single real pair, shapes do not fit together, or `second_order` meets flex
+        attention.
         """
         search = SearchConfig(method="mean") if search is None else search
+        if search.second_order and self.config._attn_implementation == "flex_attention":
+            raise ValueError(
+                "`second_order` is True and the attention implementation is 'flex_attention', which has no second "
+                "derivative; load the model with `attn_implementation='sdpa'` or 'eager'."
+            )
         demonstrations = (input_grids, output_grids, input_shapes, output_shapes)
         pairs, pair_mask = self._flatten(*demonstrations, pair_mask)
         if int(pair_mask.sum(1).min()) < 2:
