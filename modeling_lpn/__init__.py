@@ -4,7 +4,8 @@ from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from .collators import DataCollatorForGridTasks
 from .configuration_lpn import LPNConfig
-from .modeling_lpn import LPNEncoderOutput, LPNGenerateOutput, LPNModel, LPNOutput, LPNPreTrainedModel
+from .modeling_lpn import LPNModel, LPNPreTrainedModel
+from .outputs_lpn import LPNEncoderOutput, LPNGenerateOutput, LPNOutput
 from .processing_lpn import LPNProcessor
 from .search_lpn import SEARCH_METHODS, SearchConfig, SearchOutput
 from .tasks import TASK_GENERATORS, PairTask, PatternTask, TaskStream

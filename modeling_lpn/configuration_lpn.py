@@ -120,11 +120,11 @@ class LPNConfig(PreTrainedConfig):
     pairwise_kl_weight: float = 0.0
 
     @property
-    def encoder(self) -> LPNStackConfig:
+    def encoder_stack(self) -> LPNStackConfig:
         return self._stack("encoder")
 
     @property
-    def decoder(self) -> LPNStackConfig:
+    def decoder_stack(self) -> LPNStackConfig:
         return self._stack("decoder")
 
     def _stack(self, side: str) -> LPNStackConfig:
@@ -136,7 +136,7 @@ class LPNConfig(PreTrainedConfig):
         for name in ("vocab_size", "max_rows", "max_cols", "latent_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it counts something: use 1 or more.")
-        for side, stack in (("encoder", self.encoder), ("decoder", self.decoder)):
+        for side, stack in (("encoder", self.encoder_stack), ("decoder", self.decoder_stack)):
             self._validate_stack(side, stack)
         if self.separate_input_position_embeddings and not self.next_position_embeddings:
             raise ValueError(

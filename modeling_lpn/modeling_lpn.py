@@ -1,122 +1,26 @@
 """PyTorch Latent Program Network (LPN, arXiv 2411.08706): loss, latent search and generation."""
 
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
 
 from .configuration_lpn import LPNConfig
+from .outputs_lpn import LPNEncoderOutput, LPNGenerateOutput, LPNOutput
 from .search_lpn import SearchConfig, SearchOutput, masked_mean, search_latents
-from .transformer_lpn import GridTokens, LPNDecoder, LPNEncoder, LPNLayerNorm, length_chunks, pack_cells
-
-
-@dataclass
-class LPNEncoderOutput(ModelOutput):
-    """
-    Latent programs of the demonstration pairs, zero where a pair is padding.
-
-    Args:
-        latents (`torch.FloatTensor` of shape `(batch, pairs, latent_dim)`): The mean, or a sample of the posterior.
-        latent_mean (`torch.FloatTensor` of shape `(batch, pairs, latent_dim)`): Mean of the posterior.
-        latent_logvar (`torch.FloatTensor` of shape `(batch, pairs, latent_dim)`, *optional*):
-            Logarithm of its variance; `None` if the model is not variational.
-    """
-
-    latents: torch.FloatTensor | None = None
-    latent_mean: torch.FloatTensor | None = None
-    latent_logvar: torch.FloatTensor | None = None
-
-
-@dataclass
-class LPNOutput(ModelOutput):
-    """
-    Loss of leave-one-out training (arXiv 2411.08706, section 4.3) and its parts. Every scalar is the mean over tasks of a
-    task's mean over its real pairs, in float32.
-
-    Args:
-        loss: `reconstruction_loss + prior_kl_weight * prior_kl + pairwise_kl_weight * pairwise_kl`.
-        reconstruction_loss: `row_loss + col_loss + grid_loss`.
-        row_loss, col_loss: Cross-entropy of the number of rows and of columns, in nats.
-        grid_loss: Cross-entropy of the cells, mean over the cells of the output grid, in nats.
-        prior_kl: KL divergence of the posterior to N(0, I), summed over the latent dimensions.
-        pairwise_kl: Mean KL divergence between the posteriors of two different pairs of a task.
-        latent_mean_average, latent_logvar_average, latent_mean_norm: Averages of the posterior's parameters.
-        latent_norm, latent_cosine, latent_distance: Norm of the pairs' latents; cosine and distance between two of a task.
-        program_norm, program_cosine, program_distance: The same of the latents that were decoded, after the search.
-        program_latent_distance: Distance from the decoded latent to the latent of the pair that was left out.
-        latents, latent_mean, latent_logvar: As in [`LPNEncoderOutput`].
-        programs (`torch.FloatTensor` of shape `(batch, pairs, latent_dim)`): Latent that was decoded for every pair.
-    """
-
-    loss: torch.FloatTensor | None = None
-    reconstruction_loss: torch.FloatTensor | None = None
-    row_loss: torch.FloatTensor | None = None
-    col_loss: torch.FloatTensor | None = None
-    grid_loss: torch.FloatTensor | None = None
-    prior_kl: torch.FloatTensor | None = None
-    pairwise_kl: torch.FloatTensor | None = None
-    latent_mean_average: torch.FloatTensor | None = None
-    latent_logvar_average: torch.FloatTensor | None = None
-    latent_mean_norm: torch.FloatTensor | None = None
-    latent_norm: torch.FloatTensor | None = None
-    latent_cosine: torch.FloatTensor | None = None
-    latent_distance: torch.FloatTensor | None = None
-    program_norm: torch.FloatTensor | None = None
-    program_cosine: torch.FloatTensor | None = None
-    program_distance: torch.FloatTensor | None = None
-    program_latent_distance: torch.FloatTensor | None = None
-    latents: torch.FloatTensor | None = None
-    latent_mean: torch.FloatTensor | None = None
-    latent_logvar: torch.FloatTensor | None = None
-    programs: torch.FloatTensor | None = None
-
-
-@dataclass
-class LPNGenerateOutput(ModelOutput):
-    """
-    Output grids of the queries, best candidate first.
-
-    Args:
-        output_grids (`torch.LongTensor` of shape `(batch, queries, num_candidates, max_rows, max_cols)`): Zero outside.
-        output_shapes (`torch.LongTensor` of shape `(batch, queries, num_candidates, 2)`): Rows and columns.
-        latents (`torch.FloatTensor` of shape `(batch, queries, num_candidates, latent_dim)`): What was executed.
-        search ([`SearchOutput`], *optional*): The search behind it; `None` if latents were given.
-    """
-
-    output_grids: torch.LongTensor | None = None
-    output_shapes: torch.LongTensor | None = None
-    latents: torch.FloatTensor | None = None
-    search: SearchOutput | None = None
-
-
-class GridPairs(NamedTuple):
-    """Input/output pairs without a task axis: grids `(sequences, rows, cols)`, shapes `(sequences, 2)`."""
-
-    input_grids: torch.Tensor
-    output_grids: torch.Tensor
-    input_shapes: torch.Tensor
-    output_shapes: torch.Tensor
-
-    def take(self, index: torch.Tensor) -> "GridPairs":
-        return GridPairs(*(tensor[index] for tensor in self))
-
-
-class DecoderChunk(NamedTuple):
-    """Pairs of similar length, embedded for the decoder, with the labels of its output tokens."""
-
-    entries: torch.Tensor
-    prefix: GridTokens
-    output: GridTokens
-    shapes: torch.Tensor
-    colors: torch.Tensor
-    real: torch.Tensor
+from .transformer_lpn import (
+    DecoderChunk,
+    GridPairs,
+    GridTokens,
+    LPNDecoder,
+    LPNEncoder,
+    LPNLayerNorm,
+    length_chunks,
+    pack_cells,
+)
 
 
 class LPNPreTrainedModel(PreTrainedModel):
@@ -130,6 +34,11 @@ class LPNPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["LPNLayer"]
     _supports_sdpa = True
     _supports_flex_attn = True
+
+    @classmethod
+    def can_generate(cls) -> bool:
+        """`generate` of a grid model is not that of a language model: no `generation_config.json`."""
+        return False
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -660,13 +569,12 @@ def _concatenate(outputs: list[SearchOutput]) -> SearchOutput:
 
     def join(name):
         tensors = [output[name] for output in outputs]
-        sizes = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors))]
-        fill = {"log_probs": -torch.inf, "trajectory_log_probs": torch.nan}.get(name, 0.0)
-        padding = [[0, 0] * 0 for _ in tensors]
-        for pad, tensor in zip(padding, tensors):
-            for size, have in zip(reversed(sizes), reversed(tensor.shape[1:])):
-                pad += [0, size - have]
-        return torch.cat([F.pad(tensor, pad, value=fill) for tensor, pad in zip(tensors, padding)])
+        sizes = [max(lengths) for lengths in zip(*(tensor.shape[1:] for tensor in tensors))]
+        fill = {"log_probs": -torch.inf, "trajectory_log_probs": torch.nan}.get(name, 0)
+        joined = tensors[0].new_full((sum(map(len, tensors)), *sizes), fill)
+        for part, tensor in zip(joined.split([len(tensor) for tensor in tensors]), tensors):
+            part[tuple(slice(length) for length in tensor.shape)] = tensor
+        return joined
 
     return SearchOutput(**{name: join(name) for name in outputs[0]})
 
@@ -695,4 +603,4 @@ def _distances(vectors: torch.Tensor) -> torch.Tensor:
     return (vectors.unsqueeze(2) - vectors.unsqueeze(1)).norm(dim=-1)
 
 
-__all__ = ["LPNEncoderOutput", "LPNGenerateOutput", "LPNModel", "LPNOutput", "LPNPreTrainedModel"]
+__all__ = ["LPNModel", "LPNPreTrainedModel"]

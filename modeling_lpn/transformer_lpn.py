@@ -37,6 +37,29 @@ class GridTokens(NamedTuple):
     positions: torch.Tensor
 
 
+class GridPairs(NamedTuple):
+    """Input/output pairs without a task axis: grids `(sequences, rows, cols)`, shapes `(sequences, 2)`."""
+
+    input_grids: torch.Tensor
+    output_grids: torch.Tensor
+    input_shapes: torch.Tensor
+    output_shapes: torch.Tensor
+
+    def take(self, index: torch.Tensor) -> "GridPairs":
+        return GridPairs(*(tensor[index] for tensor in self))
+
+
+class DecoderChunk(NamedTuple):
+    """Pairs of similar length, embedded for the decoder, with the labels of its output tokens."""
+
+    entries: torch.Tensor
+    prefix: GridTokens
+    output: GridTokens
+    shapes: torch.Tensor
+    colors: torch.Tensor
+    real: torch.Tensor
+
+
 class LPNCache:
     """Keys and values of a decoder while it writes grids: preallocated, so that a step copies only its own token."""
 
@@ -301,10 +324,10 @@ class LPNEncoder(LPNStack):
     """Maps an input/output pair to the parameters of its latent program's posterior (paper, section 4.1)."""
 
     def __init__(self, config: LPNConfig):
-        super().__init__(config, config.encoder)
-        width = config.encoder.hidden_size
+        super().__init__(config, config.encoder_stack)
+        width = config.encoder_stack.hidden_size
         self.cls_token = nn.Embedding(1, width)
-        self.norm = LPNLayerNorm(width, config.layer_norm_eps, config.encoder.use_bias)
+        self.norm = LPNLayerNorm(width, config.layer_norm_eps, config.encoder_stack.use_bias)
         self.mean_proj = nn.Linear(width, config.latent_dim, bias=config.latent_projection_bias)
         if config.variational:
             self.logvar_proj = nn.Linear(width, config.latent_dim, bias=config.latent_projection_bias)
@@ -350,8 +373,8 @@ class LPNDecoder(LPNStack):
     """
 
     def __init__(self, config: LPNConfig):
-        super().__init__(config, config.decoder)
-        stack, width = config.decoder, config.decoder.hidden_size
+        super().__init__(config, config.decoder_stack)
+        stack, width = config.decoder_stack, config.decoder_stack.hidden_size
         self.latent_proj = nn.Linear(config.latent_dim, width, bias=stack.use_bias)
         if config.separate_input_position_embeddings:
             self.input_position_embedding = LPNPositionEmbedding(config, stack)
