@@ -139,18 +139,23 @@ class PairTable:
         return len(self.task_index)
 
 
-def _import_pyarrow():
+def import_pyarrow():
+    """Imports pyarrow where it is needed, so that the package works without it.
+
+    Raises:
+        `ImportError`: it is not installed.
+    """
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise ImportError("Reading Parquet needs pyarrow; install it with `pip install pyarrow`") from error
+        raise ImportError("Parquet needs pyarrow; install it with `pip install pyarrow`") from error
     return pyarrow
 
 
 def _flat_grids(column: Any, name: str, path: str) -> FlatGrids:
     """Turns an Arrow column of lists of lists of integers into [`FlatGrids`], without a Python object per cell."""
-    pa = _import_pyarrow()
+    pa = import_pyarrow()
     where = f"Column `{name}` of {path}"
     kind, depth = column.type, 0
     while pa.types.is_list(kind) or pa.types.is_large_list(kind):
@@ -200,7 +205,7 @@ def read_pairs(path: str | os.PathLike) -> PairTable:
     path = os.fspath(path)
     if not os.path.isfile(path):
         raise FileNotFoundError(f"There is no file {path!r}; give a Parquet file of pairs (task_id, input, output)")
-    pa = _import_pyarrow()
+    pa = import_pyarrow()
     try:
         file = pa.parquet.ParquetFile(path)
     except pa.ArrowInvalid as error:
