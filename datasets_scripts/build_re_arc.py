@@ -52,12 +52,16 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if not arguments.source.exists():
         parser.error(f"--source {arguments.source} does not exist; give a .zip, a folder or a .parquet file")
+    if arguments.source.resolve().parent == arguments.output.resolve() and arguments.source.suffix == ".parquet":
+        parser.error(
+            f"--output {arguments.output} is the folder of --source, which might be overwritten; give another"
+        )
     if arguments.validation_rows < 0:
         parser.error(f"--validation_rows is {arguments.validation_rows}; give 0 or more")
     return arguments
 
 
-def json_texts(source: Path) -> Iterator[tuple[str, str]]:
+def json_texts(source: Path) -> Iterator[tuple[str, bytes]]:
     """(task id, file content) of every task file in a zip archive or folder, sorted by id."""
     if source.is_dir():
         names = [path.relative_to(source).as_posix() for path in source.rglob("*.json")]
@@ -69,30 +73,23 @@ def json_texts(source: Path) -> Iterator[tuple[str, str]]:
         raise SystemExit(f"{source} is neither a zip archive, a folder nor a .parquet file; give Re-ARC's archive")
     found = sorted((match[1], name) for name in names if "__MACOSX" not in name and (match := TASK_FILE.search(name)))
     if not found:
-        raise SystemExit(
-            f"{source} has no files named <8 hex digits>.json; give the archive or folder of Re-ARC's tasks"
-        )
+        raise SystemExit(f"{source} has no files named <8 hex digits>.json; give Re-ARC's archive or folder")
     for task_id, name in found:
-        yield task_id, read(name).decode()
+        yield task_id, read(name)
 
 
-def table_of_pairs(task_id: str, text: str) -> pa.Table:
+def table_of_pairs(task_id: str, text: bytes) -> pa.Table:
     try:
         pairs = json.loads(text)
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise SystemExit(f"{task_id}.json is not JSON ({error}); unpack the archive again") from error
-    if not isinstance(pairs, list) or not all(
-        isinstance(pair, dict) and {"input", "output"} <= set(pair) for pair in pairs
-    ):
-        raise SystemExit(
-            f"{task_id}.json is not a list of {{'input', 'output'}} pairs; give Re-ARC's files, not ARC's"
-        )
-    columns = {
-        side: [
-            validate_grid(pair[side], f"{task_id}.json, pair {i}, `{side}`").tolist() for i, pair in enumerate(pairs)
-        ]
-        for side in ("input", "output")
-    }
+    sides = ("input", "output")
+    if not isinstance(pairs, list) or not all(isinstance(pair, dict) and {*sides} <= {*pair} for pair in pairs):
+        raise SystemExit(f"{task_id}.json is not a list of input/output pairs; give Re-ARC's files, not ARC's")
+    columns = {side: [] for side in sides}
+    for index, pair in enumerate(pairs):
+        for side, grids in columns.items():
+            grids.append(validate_grid(pair[side], f"{task_id}.json, pair {index}, `{side}`").tolist())
     return pa.table({"task_id": [task_id] * len(pairs), **columns}, schema=SCHEMA)
 
 
@@ -103,6 +100,10 @@ def task_tables(source: Path) -> Iterator[tuple[str, pa.Table]]:
             yield task_id, table_of_pairs(task_id, text)
         return
     pairs = read_pairs(source)
+    if (largest := max(pairs.inputs.shapes.max(), pairs.outputs.shapes.max())) > 30:
+        raise SystemExit(
+            f"{source} has a grid with a side of {largest} cells; ARC grids have at most 30, drop the row"
+        )
     rows = pq.read_table(source, columns=SCHEMA.names).cast(SCHEMA).combine_chunks()
     order = np.argsort(pairs.task_index, kind="stable")
     borders = np.cumsum(np.bincount(pairs.task_index, minlength=len(pairs.task_ids)))[:-1]
@@ -114,9 +115,9 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(argv)
     arguments.output.mkdir(parents=True, exist_ok=True)
     splits = ("train", "validation") if arguments.validation_rows else ("train",)
-    writers = {
-        name: pq.ParquetWriter(arguments.output / f"{name}.parquet", SCHEMA, compression="zstd") for name in splits
-    }
+    # Under another name until all is written: an error half-way leaves no file that looks whole.
+    partial = {name: arguments.output / f"{name}.parquet.partial" for name in splits}
+    writers = {name: pq.ParquetWriter(path, SCHEMA, compression="zstd") for name, path in partial.items()}
     counts, left_out = {name: [0, 0] for name in splits}, set(arguments.exclude)
     for task_id, rows in task_tables(arguments.source):
         if task_id in arguments.exclude:
@@ -124,9 +125,7 @@ def main(argv: list[str] | None = None) -> None:
             continue
         border = len(rows) - arguments.validation_rows
         if border < 1:
-            raise SystemExit(
-                f"Task {task_id} has {len(rows)} pairs; lower --validation_rows below that or --exclude it"
-            )
+            raise SystemExit(f"Task {task_id} has {len(rows)} pairs; lower --validation_rows or --exclude the task")
         for name, part in zip(splits, (rows[:border], rows[border:])):
             writers[name].write_table(part)
             counts[name] = [counts[name][0] + 1, counts[name][1] + len(part)]
@@ -134,6 +133,8 @@ def main(argv: list[str] | None = None) -> None:
         writer.close()
     if left_out:
         raise SystemExit(f"--exclude {sorted(left_out)[0]}: {arguments.source} has no such task; check the id")
+    for name, path in partial.items():
+        path.replace(arguments.output / f"{name}.parquet")
     print(*(f"{name}.parquet: {pairs} pairs of {tasks} tasks" for name, (tasks, pairs) in counts.items()), sep="\n")
     body = BODY.format(
         counts=table(["split", "tasks", "pairs"], [[name, *numbers] for name, numbers in counts.items()]),

@@ -235,7 +235,7 @@ class LPNProcessor(ProcessorMixin):
     Example:
 
     ```python
-    >>> from modeling_lpn.processing_lpn import LPNProcessor
+    >>> from modeling_lpn import LPNProcessor
 
     >>> task = {"train": [{"input": [[1, 0]], "output": [[2]]}], "test": [{"input": [[0, 3]]}]}
     >>> LPNProcessor()(task)["input_grids"].shape

@@ -154,6 +154,15 @@ def test_build_re_arc_errors(script, tmp_path, name, content, arguments, message
     (tmp_path / "in" / name).write_text(content)
     with pytest.raises(SystemExit, match=message):
         script("build_re_arc").main(["--source", str(tmp_path / "in"), "--output", str(tmp_path / "out"), *arguments])
+    assert not list((tmp_path / "out").glob("*.parquet"))  # nothing that looks whole
+
+
+def test_build_re_arc_keeps_its_source(script, tmp_path, capsys):
+    source = tmp_path / "train.parquet"
+    source.write_text("precious")
+    with pytest.raises(SystemExit):
+        script("build_re_arc").main(["--source", str(source), "--output", str(tmp_path)])
+    assert "might be overwritten; give another" in capsys.readouterr().err and source.read_text() == "precious"
 
 
 def test_build_re_arc_names_a_bad_grid(script, tmp_path):

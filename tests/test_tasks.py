@@ -291,6 +291,8 @@ def test_held_out_rows_and_excluded_tasks(pairs_path):
         ({"split": "validation"}, "`held_out` is 0; say how many"),
         ({"held_out": 9}, "Task 'task0' .* has 3 rows for split 'train', fewer than `num_pairs` = 4"),
         ({"exclude_task_ids": ["tsk2"]}, "names 'tsk2', which is not in"),
+        ({"exclude_task_ids": "task2"}, "is the string 'task2'; give a list"),
+        ({"exclude_task_ids": [12345678]}, "names '12345678', which is not in"),
         ({"exclude_task_ids": [f"task{index}" for index in range(5)]}, "leaves no task"),
         ({"max_side": 11}, "`input` of row 55 .* has a side of 12 cells, over `max_side` = 11"),
         ({"num_pairs": 0}, "`num_pairs` is 0"),
