@@ -8,6 +8,7 @@ from .modeling_lpn import LPNModel, LPNPreTrainedModel
 from .outputs_lpn import LPNEncoderOutput, LPNGenerateOutput, LPNOutput
 from .processing_lpn import LPNProcessor
 from .search_lpn import SEARCH_METHODS, SearchConfig, SearchOutput
+from .sources import load_tasks, save_tasks
 from .tasks import TASK_GENERATORS, PairTask, PatternTask, TaskStream
 
 
@@ -36,4 +37,6 @@ __all__ = [
     "SearchConfig",
     "SearchOutput",
     "TaskStream",
+    "load_tasks",
+    "save_tasks",
 ]

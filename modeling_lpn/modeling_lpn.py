@@ -162,7 +162,7 @@ class LPNModel(LPNPreTrainedModel):
 
     def _length_chunks(self, lengths: torch.Tensor) -> list[torch.Tensor]:
         """A kernel launch costs as much as some hundred tokens on a CPU, and as many thousands on a GPU."""
-        overhead, max_tokens = (512, 2**15) if lengths.device.type == "cpu" else (2**14, 2**18)
+        overhead, max_tokens = (256, 2**13) if lengths.device.type == "cpu" else (2**14, 2**18)
         return length_chunks(lengths, overhead, max_tokens)
 
     def log_prob(

@@ -1,0 +1,28 @@
+"""The examples in the docstrings and in the README run."""
+
+import doctest
+import importlib
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).parent.parent
+MODULES = sorted(path.stem for path in (ROOT / "modeling_lpn").glob("*.py") if path.stem != "__init__")
+FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_examples_of_a_module(module):
+    results = doctest.testmod(importlib.import_module(f"modeling_lpn.{module}"), optionflags=FLAGS)
+    assert results.failed == 0
+
+
+def test_examples_of_the_readme(tmp_path, monkeypatch):
+    text = (ROOT / "README.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    assert ">>>" in text
+    parser = doctest.DocTestParser().get_doctest(text.replace("```", ""), {}, "README.md", "README.md", 0)
+    runner = doctest.DocTestRunner(optionflags=FLAGS)
+    runner.run(parser)
+    assert runner.failures == 0
