@@ -1,19 +1,26 @@
 """Arguments of the recipes: a flat YAML file gives the defaults, the command line wins.
 
 The values of a YAML file are parsed as if they were flags, so argparse gives them their types (`1e-4` is a float; YAML
-alone reads it as text). Fields of [`LPNConfig`] and [`SearchConfig`] become flags without being named here again.
+alone reads it as text). Fields of [`LPNConfig`], [`SearchConfig`] and the task generators become flags without being
+named here again.
 """
 
 import dataclasses
 import difflib
+import inspect
 import os
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import get_type_hints
+from typing import get_origin
 
 import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
+
+from .configuration_lpn import LPNConfig
+from .search_lpn import SearchConfig
+from .tasks import TASK_GENERATORS
 
 
 class _RecipeParser(HfArgumentParser):
@@ -100,32 +107,41 @@ def parse_recipe(dataclass_types, argv: list[str] | None = None) -> tuple:
     return tuple(parsed)
 
 
-def arguments_from(source: type, name: str, prefix: str = "", skip: tuple = ()) -> type:
-    """Makes a dataclass of optional arguments out of the fields that a configuration class declares itself.
+def arguments_from(sources: type | Iterable[type], name: str, prefix: str = "", skip: tuple = ()) -> type:
+    """Makes a dataclass of optional arguments out of the fields that configuration classes declare themselves.
 
-    Every field defaults to `None`, "not given": [`given`] then leaves the default to `source`.
+    Every field defaults to `None`, "not given": [`given`] then leaves the default to the source.
 
     Args:
-        source (`type`): a dataclass; fields that it only inherits are left out.
-        name (`str`): name of the new class.
-        prefix (`str`): goes before every field name.
-        skip (`tuple[str]`): fields to leave out.
+        sources (`type` or iterable of them): Dataclasses; fields that they only inherit are left out. Where several have
+            a field of one name, it becomes one argument.
+        name (`str`): Name of the new class.
+        prefix (`str`): Goes before every field name.
+        skip (`tuple[str]`): Fields to leave out.
 
     Returns:
-        `type`: the dataclass.
+        `type`: The dataclass.
     """
-    hints, own = get_type_hints(source), vars(source).get("__annotations__", {})
-    fields = []
-    for field in dataclasses.fields(source):
-        if field.name in skip or field.name not in own or field.name.startswith("_"):
-            continue
-        default = "" if field.default is dataclasses.MISSING else f" (its default: {field.default})"
-        metadata = {"help": f"`{field.name}` of {source.__name__}{default}".replace("%", "%%")}
-        option = dataclasses.field(default=None, metadata=metadata)
-        fields.append((prefix + field.name, hints[field.name] | None, option))
-    made = dataclasses.make_dataclass(name, fields)
+    fields = {}
+    for source in [sources] if isinstance(sources, type) else sources:
+        hints = inspect.get_annotations(source, eval_str=True)
+        for field in dataclasses.fields(source):
+            if field.name in skip or field.name not in hints or field.name in fields:
+                continue
+            default = "" if field.default is dataclasses.MISSING else f" (its default: {field.default})"
+            metadata = {"help": f"`{field.name}` of {source.__name__}{default}".replace("%", "%%")}
+            kind = list[str] if get_origin(hints[field.name]) is Sequence else hints[field.name]
+            fields[field.name] = (prefix + field.name, kind | None, dataclasses.field(default=None, metadata=metadata))
+    made = dataclasses.make_dataclass(name, list(fields.values()))
     made.__module__ = __name__
     return made
+
+
+def option(default, text: str):
+    """A field of a recipe's arguments with its help text; a list becomes the default of each new instance."""
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=lambda: list(default), metadata={"help": text})
+    return dataclasses.field(default=default, metadata={"help": text})
 
 
 def given(arguments, prefix: str = "") -> dict:
@@ -151,6 +167,36 @@ def use_cpu_cores(num_threads: int | None = None) -> int:
     return num_threads
 
 
+ModelArguments = arguments_from(LPNConfig, "ModelArguments")
+SearchArguments = arguments_from(SearchConfig, "SearchArguments", prefix="search_")
+TrainSearchArguments = arguments_from(SearchConfig, "TrainSearchArguments", prefix="train_search_")
+TaskArguments = arguments_from(TASK_GENERATORS.values(), "TaskArguments", prefix="task_")
+
+
+def make_task(name: str, options: TaskArguments, **overrides):
+    """Builds the task generator `name` of `TASK_GENERATORS`.
+
+    Args:
+        name (`str`): a key of `TASK_GENERATORS`.
+        options (`TaskArguments`): its settings.
+        overrides: settings that win.
+
+    Returns:
+        [`TaskGenerator`]
+
+    Raises:
+        ValueError: The name is unknown, or an option is none of this generator's.
+    """
+    if name not in TASK_GENERATORS:
+        raise ValueError(f"`task` is {name!r}; known: {', '.join(TASK_GENERATORS)}")
+    settings = {**given(options, "task_"), **overrides}
+    known = [field.name for field in dataclasses.fields(TASK_GENERATORS[name])]
+    for option in settings:
+        if option not in known:
+            raise ValueError(f"`task_{option}` is no option of task {name!r}; it has {', '.join(known)}")
+    return TASK_GENERATORS[name](**settings)
+
+
 @dataclasses.dataclass
 class LPNTrainingArguments(TrainingArguments):
     """`TrainingArguments` with the optimiser of the published LPN training code as default.
@@ -159,22 +205,17 @@ class LPNTrainingArguments(TrainingArguments):
     warmed up over 99 steps and then constant; see [`LPNTrainer`].
     """
 
-    learning_rate: float = dataclasses.field(default=4e-4, metadata={"help": "Learning rate after the warm-up."})
-    weight_decay: float = dataclasses.field(default=1e-4, metadata={"help": "Weight decay, on every parameter."})
-    lr_scheduler_type: str = dataclasses.field(
-        default="constant_with_warmup", metadata={"help": "Learning rate schedule of transformers by name."}
-    )
-    warmup_steps: float = dataclasses.field(
-        default=99, metadata={"help": "Steps of linear warm-up (below 1: share of all steps)."}
-    )
-    max_steps: int = dataclasses.field(default=1000, metadata={"help": "Optimiser steps; the data never ends."})
-    per_device_train_batch_size: int = dataclasses.field(default=128, metadata={"help": "Tasks per device and step."})
-    optim: str = dataclasses.field(default="adamw_torch", metadata={"help": "Optimiser of transformers by name."})
-    logging_steps: float = dataclasses.field(default=100, metadata={"help": "Log the losses every so many steps."})
-    save_total_limit: int | None = dataclasses.field(default=2, metadata={"help": "Checkpoints to keep."})
-    remove_unused_columns: bool = dataclasses.field(
-        default=False, metadata={"help": "Must stay off: the collator reads columns that the model does not."}
-    )
-    ddp_find_unused_parameters: bool | None = dataclasses.field(
-        default=False, metadata={"help": "Whether some parameters get no gradient under several processes."}
+    learning_rate: float = option(4e-4, "Learning rate after the warm-up.")
+    weight_decay: float = option(1e-4, "Weight decay, on every parameter.")
+    lr_scheduler_type: str = option("constant_with_warmup", "Learning rate schedule of transformers by name.")
+    warmup_steps: float = option(99, "Steps of linear warm-up (below 1: share of all steps).")
+    max_steps: int = option(1000, "Optimiser steps; the data never ends.")
+    per_device_train_batch_size: int = option(128, "Tasks per device and step.")
+    optim: str = option("adamw_torch", "Optimiser of transformers by name.")
+    logging_steps: float = option(100, "Log the losses every so many steps.")
+    save_total_limit: int | None = option(2, "Checkpoints to keep.")
+    train_sampling_strategy: str = option("sequential", "Order of the stream; sequential keeps its grouping.")
+    remove_unused_columns: bool = option(False, "Must stay off: the collator reads what the model does not.")
+    ddp_find_unused_parameters: bool | None = option(
+        False, "Whether some parameters get no gradient in several processes."
     )

@@ -21,6 +21,7 @@ from .search_lpn import SearchConfig, SearchOutput
 
 NUM_ATTEMPTS = 2  # ARC Prize allows two answers to every test input
 BUDGET_FIELDS = {"gradient": "num_steps", "random": "num_samples"}
+UNBUDGETED = ("mean", "first", "all")  # methods that cost what they cost
 
 
 @dataclasses.dataclass
@@ -67,8 +68,8 @@ class EvaluationOutput:
 
 
 def search_at_budget(search: SearchConfig, budget: int | None) -> SearchConfig:
-    """`search` with `budget` gradient steps, or random samples; other methods get it as `max_evaluations`."""
-    if budget is None or search.method in ("mean", "first"):
+    """`search` with `budget` gradient steps, or random samples; new methods get it as `max_evaluations`."""
+    if budget is None or search.method in UNBUDGETED:
         return search
     return dataclasses.replace(search, **{BUDGET_FIELDS.get(search.method, "max_evaluations"): budget})
 
@@ -128,7 +129,8 @@ def evaluate_tasks(
         tasks (`list[dict]`): Rows with `task_id` (each once), `train` and `test`.
         search ([`SearchConfig`], *optional*): Settings of the search; gradient search by default.
         budgets (`Sequence[int]`, *optional*):
-            Gradient steps (or samples of a random search) to evaluate, `search` as it is if not given. Where a shorter
+            Gradient steps (or samples of a random search) to evaluate; `search` as it is if not given, or if its
+            method knows no budget. Where a shorter
             search is the beginning of a longer one, one search serves them all ([`shares_trajectory`]).
         batch_size (`int`, defaults to 32): Tasks solved at a time; a batch that fails is halved.
         seed (`int`, defaults to 0): Seed of the random numbers of a search, the same for every task.
@@ -142,7 +144,7 @@ def evaluate_tasks(
         RuntimeError: Every single task failed.
     """
     search = search or SearchConfig()
-    budgets = [None] if budgets is None or search.method in ("mean", "first") else list(budgets)
+    budgets = [None] if budgets is None or search.method in UNBUDGETED else list(budgets)
     _check_ids(tasks)
     state, start = PartialState(), time.perf_counter()
     solver = _Solver(model, processor, search, budgets, seed)
@@ -301,6 +303,74 @@ def _summarise(tasks, records, budgets, search) -> EvaluationOutput:
         num_nonfinite=sum(record.num_nonfinite for record in solved),
         seconds={},
     )
+
+
+def tasks_from_stream(stream, num_tasks: int) -> list[dict]:
+    """Rows out of generated tasks: the last pair of an item becomes the test, the others the demonstrations.
+
+    Args:
+        stream ([`TaskStream`]): Where to read; to hold tasks out of training, one of another seed.
+        num_tasks (`int`): Rows to take from its beginning.
+
+    Returns:
+        `list[dict]`: Rows with ids of their own, also where several items come from one program.
+
+    Raises:
+        ValueError: The items have a single pair.
+    """
+    rows, seen = [], {}
+    for index in range(num_tasks):
+        item = stream[index]
+        pairs = [
+            {side: item[f"{side}_grids"][k, :rows_, :cols].tolist() for side, (rows_, cols) in shapes.items()}
+            for k, shapes in enumerate(
+                dict(zip(("input", "output"), pair)) for pair in zip(item["input_shapes"], item["output_shapes"])
+            )
+        ]
+        if len(pairs) < 2:
+            raise ValueError("the generated tasks have one pair each; give `num_pairs` of 2 or more, one is the test")
+        seen[item["task_id"]] = seen.get(item["task_id"], 0) + 1
+        suffix = f"-{seen[item['task_id']]}" if seen[item["task_id"]] > 1 else ""
+        rows.append({"task_id": item["task_id"] + suffix, "train": pairs[:-1], "test": pairs[-1:]})
+    return rows
+
+
+@torch.no_grad()
+def map_latent_space(model, processor, task: dict, search: SearchConfig, resolution: int = 100) -> dict:
+    """Log-likelihood of a task's demonstrations over a two-dimensional latent space, and the search through it.
+
+    Args:
+        model ([`LPNModel`]): A model with `latent_dim` 2.
+        processor ([`LPNProcessor`]): Turns the row into tensors.
+        task (`dict`): A row.
+        search ([`SearchConfig`]): The search to follow.
+        resolution (`int`, defaults to 100): Points along each side.
+
+    Returns:
+        `dict` with the arguments of [`plot_latent_map`]: `log_probs` `(resolution, resolution)`, `extent` (three standard
+        deviations of the prior, more where the search went further) and `paths`, the latents
+        `(steps + 1, 2)` from each start up to the best of them.
+
+    Raises:
+        ValueError: The model has another `latent_dim`.
+    """
+    if model.config.latent_dim != 2:
+        raise ValueError(f"`latent_dim` is {model.config.latent_dim}; only a latent space of 2 dimensions has a map")
+    inputs = processor([task], return_tensors="pt").to(model.device)
+    demonstrations = {name: value for name, value in inputs.items() if not name.startswith("query")}
+    found = model.search(**demonstrations, search=search, generator=torch.Generator(model.device).manual_seed(0))
+    paths, scores = found.trajectory_latents[0].float(), found.trajectory_log_probs[0]
+    scores = torch.where(scores.isfinite(), scores, -torch.inf)
+    paths = [path[: int(best) + 1].cpu().numpy() for path, best in zip(paths, scores.argmax(1))]
+    far = max(3.0, *(1.1 * float(abs(path).max()) for path in paths))
+    side = torch.linspace(-far, far, resolution, device=model.device)
+    points = torch.stack(torch.meshgrid(side, side, indexing="xy"), -1).view(1, -1, 2)
+    log_probs = torch.cat([model.log_prob(part, **demonstrations) for part in points.split(500, 1)], 1)
+    return {
+        "log_probs": log_probs.view(resolution, resolution).cpu().numpy(),
+        "extent": (-far, far, -far, far),
+        "paths": paths,
+    }
 
 
 def describe_run(seed: int) -> dict:

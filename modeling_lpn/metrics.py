@@ -1,39 +1,17 @@
 """Scores of ARC-style predictions and the ARC Prize submission file.
 
-Everything but [`ArcAccuracy`] is plain Python on lists. Three task scores are in use and differ by up to 2.4 points on
-the ARC-AGI-1 evaluation set, so each has its own name here and none is called just "accuracy":
+Three task scores are in use and differ by up to 2.4 points on the ARC-AGI-1 evaluation set, so each has its own name
+here and none is called just "accuracy":
 
 - `per_output_accuracy`: right outputs / all outputs (Kaggle's ARC Prize);
 - `fractional_task_accuracy`: mean over tasks of the share of right outputs (ARC Prize's own harness, the LPN paper);
 - `strict_task_accuracy`: share of tasks with every output right (Chollet's definition).
 """
 
+from .processing_lpn import validate_grid
+
+
 ATTEMPTS = ("attempt_1", "attempt_2")
-MAX_SIDE = 30
-NUM_COLORS = 10
-
-
-def grid_problem(grid) -> str | None:
-    """Says what keeps `grid` from being an ARC grid: a non-empty rectangle, at most 30 x 30, of the integers 0 to 9.
-
-    Args:
-        grid (`list[list[int]]`): rows from top to bottom.
-
-    Returns:
-        `str` or `None`: the problem in words, `None` when there is none.
-    """
-    if not isinstance(grid, list) or not grid or not all(isinstance(row, list) for row in grid):
-        return "is not a non-empty list of rows (lists of integers)"
-    lengths = sorted({len(row) for row in grid})
-    if len(lengths) > 1:
-        return f"has rows of different lengths ({', '.join(map(str, lengths))})"
-    if lengths[0] == 0 or max(len(grid), lengths[0]) > MAX_SIDE:
-        return f"has shape {len(grid)} x {lengths[0]}, outside 1 x 1 to {MAX_SIDE} x {MAX_SIDE}"
-    for row in grid:
-        for cell in row:
-            if type(cell) is not int or not 0 <= cell < NUM_COLORS:
-                return f"holds {cell!r}, which is no integer from 0 to {NUM_COLORS - 1}"
-    return None
 
 
 def score_attempts(attempts, truth) -> dict[str, float]:
@@ -147,7 +125,7 @@ def make_submission(predictions: dict, tasks: list[dict], fill=None) -> dict:
                     f"task {task['task_id']} has no prediction for test input {index}; the submission needs one for "
                     "each (pass `fill=[[0]]` to hand in a blank, which counts as wrong)"
                 )
-            grids = list(grids) or [fill]
+            grids = [[[int(cell) for cell in row] for row in grid] for grid in list(grids)[:2] or [fill]]
             outputs.append({ATTEMPTS[0]: grids[0], ATTEMPTS[1]: grids[1] if len(grids) > 1 else grids[0]})
         submission[task["task_id"]] = outputs
     validate_submission(submission, tasks)
@@ -195,9 +173,7 @@ def _validate_outputs(task_id, outputs, num_outputs) -> None:
         if keys != list(ATTEMPTS):
             raise ValueError(f"{where}: found {keys}; give exactly the keys {' and '.join(ATTEMPTS)}")
         for name in ATTEMPTS:
-            problem = grid_problem(output[name])
-            if problem:
-                raise ValueError(f"{where}: {name} {problem}; hand in a rectangle of colours as a list of rows")
+            validate_grid(output[name], f"{where}, {name}")
 
 
 def _arc_accuracy_class():

@@ -22,13 +22,12 @@ class LPNTrainer(Trainer):
     - Evaluation solves the rows of `eval_dataset` by latent search at every budget of `eval_budgets`.
 
     Args:
-        processor ([`LPNProcessor`]): Saved beside the model, and used to evaluate. It takes the place of
-            `processing_class`, which the `Trainer` takes for something with a tokenizer.
         train_search ([`SearchConfig`], *optional*): Search inside the training loss (paper, section 4.3). Without it
             the mean of the other pairs' latents is decoded.
         eval_search ([`SearchConfig`], *optional*): Search of the evaluation; the default is gradient search.
         eval_budgets (`tuple[int]`): Budgets to evaluate; see [`evaluate_tasks`].
-        kwargs: Arguments of `Trainer`; `eval_dataset` is a list of task rows (or a dict of such lists).
+        kwargs: Arguments of `Trainer`; `processing_class` is an [`LPNProcessor`], `eval_dataset` a list of task rows
+            (or a dict of such lists).
     """
 
     # The loss is a mean over the micro-batch, so the Trainer has to divide it by the accumulation steps.
@@ -37,15 +36,13 @@ class LPNTrainer(Trainer):
     def __init__(
         self,
         *args,
-        processor=None,
         train_search: SearchConfig | None = None,
         eval_search: SearchConfig | None = None,
         eval_budgets: tuple[int, ...] = (0,),
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
-        self.processor, self.train_search, self.eval_search = processor, train_search, eval_search
-        self.eval_budgets = tuple(eval_budgets)
+        self.train_search, self.eval_search, self.eval_budgets = train_search, eval_search, tuple(eval_budgets)
         self._sums, self._count = {}, 0
         # `Trainer` seeds all processes alike, which would give them the same posterior noise.
         torch.manual_seed(self.args.seed + self.args.process_index)
@@ -79,11 +76,6 @@ class LPNTrainer(Trainer):
             self._created_lr_scheduler = True
         return super().create_scheduler(num_training_steps, optimizer)
 
-    def _save(self, output_dir=None, state_dict=None):
-        super()._save(output_dir, state_dict)
-        if self.processor is not None and self.args.should_save:
-            self.processor.save_pretrained(output_dir or self.args.output_dir)
-
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         """Solves tasks by search and logs the scores.
 
@@ -106,7 +98,7 @@ class LPNTrainer(Trainer):
             return metrics
         output = evaluate_tasks(
             self.accelerator.unwrap_model(self.model, keep_torch_compile=False),
-            self.processor,
+            self.processing_class,
             eval_dataset,
             search=self.eval_search,
             budgets=self.eval_budgets,
