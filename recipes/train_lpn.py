@@ -1,0 +1,131 @@
+"""Trains a Latent Program Network.
+
+    accelerate launch recipes/train_lpn.py recipes/lpn/pattern_2d.yaml --output_dir outputs/pattern_2d --seed 1
+
+The YAML file gives defaults, flags win, `--help` lists them. A run that was stopped goes on with
+`--resume_from_checkpoint auto` and ends with the weights of a run that was not. The output folder gets the model, the
+processor, checkpoints (`--save_steps`), `trainer_state.json` with every logged number, and `run.json`, which says how it
+was made.
+"""
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+
+from transformers import AutoModel, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from modeling_lpn import DataCollatorForGridTasks, LPNConfig, LPNModel, LPNProcessor, SearchConfig, TaskStream
+from modeling_lpn.arguments import (
+    LPNTrainingArguments,
+    ModelArguments,
+    SearchArguments,
+    TaskArguments,
+    TrainSearchArguments,
+    given,
+    make_task,
+    option,
+    parse_recipe,
+    use_cpu_cores,
+)
+from modeling_lpn.evaluation import describe_run, tasks_from_stream
+from modeling_lpn.sources import load_tasks
+from modeling_lpn.training import LPNTrainer
+
+
+@dataclasses.dataclass
+class RunArguments:
+    task: str = option("pattern", "Task generator to train on, a key of TASK_GENERATORS.")
+    model_name_or_path: str | None = option(None, "Model to start from; a new one if not given.")
+    attn_implementation: str = option("sdpa", "eager, sdpa or flex_attention.")
+    symmetries: str = option("none", "Augmentation: none, rotations or all (with reflections).")
+    permute_colors: bool = option(False, "Augmentation: permute the colours 1 to 9.")
+    group_by: str | None = option(None, "tokens: batches of tasks of similar length.")
+    eval_tasks: str | None = option(None, "Source of the tasks to evaluate; generated tasks if not given.")
+    num_eval_tasks: int = option(100, "How many of them.")
+    eval_seed: int = option(1_000_000, "Seed of generated evaluation tasks.")
+    eval_budgets: list[int] = option([0, 5, 20], "Search budgets to evaluate.")
+    num_threads: int | None = option(None, "CPU threads of a process; all cores if not given.")
+
+
+def build_model(run, model_args):
+    settings = given(model_args)
+    if run.model_name_or_path is not None:
+        # Settings of the recipe win over those of the checkpoint; a size that does not fit its weights is an error.
+        return AutoModel.from_pretrained(
+            run.model_name_or_path, attn_implementation=run.attn_implementation, **settings
+        )
+    return LPNModel._from_config(LPNConfig(**settings), attn_implementation=run.attn_implementation)
+
+
+def build_train_stream(run, task_args, args) -> TaskStream:
+    seed = args.seed if args.data_seed is None else args.data_seed
+    if seed == run.eval_seed:
+        raise ValueError(f"the training data and `eval_seed` have the same seed {seed}; give different ones")
+    num_items = args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    options = {"group_by": run.group_by, "batch_size": args.train_batch_size, "turned": run.symmetries != "none"}
+    return TaskStream(make_task(run.task, task_args), num_items, seed, **options)
+
+
+def build_eval_tasks(run, task_args, processor) -> list[dict]:
+    if run.eval_tasks is not None:
+        return load_tasks(run.eval_tasks, processor=processor)[: run.num_eval_tasks]
+    held_out = {"split": "validation"} if given(task_args, "task_").get("held_out") else {}
+    stream = TaskStream(make_task(run.task, task_args, **held_out), run.num_eval_tasks, run.eval_seed)
+    return tasks_from_stream(stream, run.num_eval_tasks)
+
+
+def find_checkpoint(args) -> str | None:
+    last = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
+    if args.resume_from_checkpoint == "auto":
+        return last
+    if args.resume_from_checkpoint is None and last is not None:
+        raise ValueError(
+            f"{args.output_dir} holds checkpoints of an earlier run (the last: {Path(last).name}); continue it with "
+            "--resume_from_checkpoint auto, or choose another --output_dir"
+        )
+    return args.resume_from_checkpoint
+
+
+def main():
+    types = [RunArguments, ModelArguments, TaskArguments, TrainSearchArguments, SearchArguments, LPNTrainingArguments]
+    run, model_args, task_args, train_search, search, args = parse_recipe(types)
+    logging.basicConfig(level=logging.INFO if args.should_log else logging.WARNING)
+    if args.device.type == "cpu":
+        use_cpu_cores(run.num_threads)
+        args.dataloader_pin_memory = False  # there is nothing to pin memory for, and torch warns about it
+    checkpoint = find_checkpoint(args)
+    set_seed(args.seed)
+    model = build_model(run, model_args)
+    config = model.config
+    processor = LPNProcessor(config.max_rows, config.max_cols, config.vocab_size)
+    train_search = given(train_search, "train_search_")
+    trainer = LPNTrainer(
+        model=model,
+        args=args,
+        data_collator=DataCollatorForGridTasks(
+            processor, symmetries=run.symmetries, permute_colors=run.permute_colors
+        ),
+        train_dataset=build_train_stream(run, task_args, args),
+        eval_dataset=build_eval_tasks(run, task_args, processor) if args.eval_strategy != "no" else None,
+        processing_class=processor,
+        train_search=SearchConfig(**train_search) if train_search else None,
+        eval_search=SearchConfig(**given(search, "search_")),
+        eval_budgets=run.eval_budgets,
+    )
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()
+    trainer.save_state()
+    if args.should_save:
+        record = {
+            **describe_run(args.seed),
+            "num_parameters": model.num_parameters(),
+            "arguments": {**vars(run), **given(task_args), "train_search": train_search, **args.to_sanitized_dict()},
+            "metrics": result.metrics,
+        }
+        Path(args.output_dir, "run.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
