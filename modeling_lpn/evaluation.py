@@ -1,6 +1,7 @@
 """Solves a list of tasks by latent search and scores the answers, at one or several search budgets."""
 
 import dataclasses
+import os
 import platform
 import subprocess
 import sys
@@ -397,6 +398,7 @@ def describe_run(seed: int) -> dict:
         "seed": seed,
         "hardware": {
             "cpu": _cpu_name(),
+            "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "processes": PartialState().num_processes,
             "gpus": cuda,
@@ -406,18 +408,14 @@ def describe_run(seed: int) -> dict:
 
 
 def _git_commit() -> str | None:
-    command = [
-        "git",
-        "-C",
-        str(Path(__file__).parent),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=40",
-        "--exclude=*",
-    ]
-    try:
+    def git(*command):
+        command = ["git", "-C", str(Path(__file__).parent), *command]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        # An installed copy may lie inside somebody else's checkout, whose commit says nothing about it.
+        git("ls-files", "--error-unmatch", Path(__file__).name)
+        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     except (OSError, subprocess.CalledProcessError):
         return None
 

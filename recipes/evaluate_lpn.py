@@ -72,18 +72,18 @@ def print_table(output) -> None:
         print(f"{name:>{width}} " + " ".join(f"{100 * result.scores[name]:7.2f}%" for result in output.results))
 
 
-def write_json(path, content) -> None:
-    path.write_text(json.dumps(content, allow_nan=False) + "\n")
+def write_json(path, content, indent=None) -> None:
+    path.write_text(json.dumps(content, allow_nan=False, indent=indent) + "\n")
 
 
-def summarise(output, args, search, tasks, model) -> dict:
+def summarise(output, args, task_args, search, tasks, model) -> dict:
     results = []
     for result in output.results:
         row = {name: value for name, value in vars(result).items() if name != "predictions"}
         results.append({**row, "log_prob": result.log_prob if math.isfinite(result.log_prob) else None})
     return {
         **describe_run(args.seed),
-        "arguments": vars(args),
+        "arguments": {**vars(args), **given(task_args)},
         "search": vars(search),
         "num_parameters": model.num_parameters(),
         "num_tasks": len(tasks),
@@ -136,7 +136,7 @@ def main():
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     best = max(output.results, key=lambda result: result.budget)
-    write_json(folder / "results.json", summarise(output, args, search, tasks, model))
+    write_json(folder / "results.json", summarise(output, args, task_args, search, tasks, model), indent=1)
     write_json(folder / "submission.json", make_submission(best.predictions, tasks, fill=[[0]]))
     if args.num_pictures:
         draw(output, best, tasks, args, model, processor, search_at_budget(search, best.budget))
