@@ -95,7 +95,7 @@ def draw(output, best, tasks, args, model, processor, search) -> None:
         title = f"{task['task_id']}: predictions at budget {best.budget}"
         picture = plots.plot_task(task, best.predictions[task["task_id"]], title)
         plots.save_figure(picture, folder / f"task_{task['task_id']}.png")
-        if model.config.latent_dim == 2:
+        if search.method == "gradient" and search.num_steps > 1 and model.config.latent_dim > 1:
             figure = plots.plot_latent_map(**map_latent_space(model, processor, task, search))
             plots.save_figure(figure, folder / f"latent_map_{task['task_id']}.png")
     if best.scores:

@@ -6,16 +6,19 @@ A few cases are in tests/reference/lpn; LPN_REFERENCE=<folder of cases> runs all
 
 import json
 import os
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModel
 
 from modeling_lpn import LPNModel, SearchConfig
-from modeling_lpn.modeling_lpn import GridPairs
-from recipes.convert_lpn_checkpoint import convert_config, convert_parameters
+from modeling_lpn.flax_checkpoints import convert_config, convert_parameters, read_msgpack
+from modeling_lpn.transformer_lpn import GridPairs
 
 
 REFERENCE = Path(os.environ.get("LPN_REFERENCE", Path(__file__).parent / "reference" / "lpn"))
@@ -314,17 +317,31 @@ def test_training_trajectory(run):
         assert float((parameter - expected[name]).abs().max()) < 2e-3, name
 
 
-def test_converter_reads_the_published_checkpoint(tmp_path):
-    from recipes.convert_lpn_checkpoint import read_msgpack
+def run_converter(folder, output_dir):
+    command = [sys.executable, "recipes/convert_lpn_checkpoint.py", "--checkpoint", folder, "--output_dir", output_dir]
+    root = Path(__file__).parent.parent
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    return subprocess.run(list(map(str, command)), cwd=root, capture_output=True, text=True, env=environment)
 
+
+def test_converter_writes_a_folder_that_loads(tmp_path):
     case = load_case("tiny")
-    state = convert_parameters(read_msgpack(REFERENCE / "tiny" / "state.msgpack"), case.model.config)
+    result = run_converter(REFERENCE / "tiny", tmp_path / "model")
+    assert result.returncode == 0, result.stderr
+    loaded = AutoModel.from_pretrained(tmp_path / "model")
     for name, tensor in case.model.state_dict().items():
-        assert torch.equal(tensor, state[name])
+        assert torch.equal(tensor, loaded.state_dict()[name])
+    result = run_converter(tmp_path, tmp_path / "other")
+    assert result.returncode == 2 and "has no state.msgpack" in result.stderr
+
+
+def test_checkpoints_that_do_not_fit_are_explained(tmp_path):
+    config = load_case("tiny").model.config
     state = read_msgpack(REFERENCE / "tiny" / "state.msgpack")
     state["encoder/extra/kernel"] = state.pop("encoder/cls_token/embedding")
     with pytest.raises(ValueError, match="unknown: encoder/extra/kernel\nmissing: encoder.cls_token.weight"):
-        convert_parameters(state, case.model.config)
-    (tmp_path / "state.msgpack").write_bytes(b"not msgpack at all")
-    with pytest.raises(ValueError, match="is no Flax training state"):
-        read_msgpack(tmp_path / "state.msgpack")
+        convert_parameters(state, config)
+    for content in (b"not msgpack at all", b"", b"\x81\xa1a\x01"):
+        (tmp_path / "state.msgpack").write_bytes(content)
+        with pytest.raises(ValueError, match="is no Flax training state"):
+            read_msgpack(tmp_path / "state.msgpack")

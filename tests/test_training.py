@@ -18,8 +18,8 @@ from modeling_lpn import (
 )
 from modeling_lpn.arguments import LPNTrainingArguments
 from modeling_lpn.evaluation import tasks_from_stream
+from modeling_lpn.flax_checkpoints import convert_config, convert_parameters
 from modeling_lpn.training import LPNTrainer
-from recipes.convert_lpn_checkpoint import convert_config, convert_parameters
 
 
 TINY = Path(__file__).parent / "reference" / "lpn" / "tiny"
