@@ -167,6 +167,16 @@ def use_cpu_cores(num_threads: int | None = None) -> int:
     return num_threads
 
 
+def stay_on_cpu(use_cpu: bool = False) -> bool:
+    """Whether a run stays on the CPU: asked for by flag or by `accelerate launch --cpu`, or there is nothing else.
+
+    transformers and accelerate want to be told even then: else they refuse `bf16`, and two processes on a machine without
+    an accelerator silently become two runs of one process each.
+    """
+    launched = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1", "yes")
+    return use_cpu or launched or not torch.accelerator.is_available()
+
+
 ModelArguments = arguments_from(LPNConfig, "ModelArguments")
 SearchArguments = arguments_from(SearchConfig, "SearchArguments", prefix="search_")
 TrainSearchArguments = arguments_from(SearchConfig, "TrainSearchArguments", prefix="train_search_")
@@ -219,3 +229,7 @@ class LPNTrainingArguments(TrainingArguments):
     ddp_find_unused_parameters: bool | None = option(
         False, "Whether some parameters get no gradient in several processes."
     )
+
+    def __post_init__(self):
+        self.use_cpu = stay_on_cpu(self.use_cpu)
+        super().__post_init__()

@@ -1,6 +1,7 @@
 """Solves a list of tasks by latent search and scores the answers, at one or several search budgets."""
 
 import dataclasses
+import os
 import platform
 import subprocess
 import sys
@@ -351,8 +352,8 @@ def map_latent_space(model, processor, task: dict, search: SearchConfig, resolut
 
     Returns:
         `dict` with arguments of [`plot_latent_map`]: `log_probs` `(resolution, resolution)`, `extent` (with two
-        dimensions, three standard deviations of the prior at least) and `paths`, the latents `(steps + 1, 2)` from each
-        start up to the best of them, projected onto the plane.
+        dimensions, three standard deviations of the prior at least), `paths`, the latents `(steps + 1, 2)` from each
+        start up to the best of them, projected onto the plane, and `title`.
 
     Raises:
         ValueError: The model has one latent dimension, or the search takes no steps.
@@ -366,29 +367,32 @@ def map_latent_space(model, processor, task: dict, search: SearchConfig, resolut
     demonstrations = {name: value for name, value in inputs.items() if not name.startswith("query")}
     found = model.search(**demonstrations, search=search, generator=torch.Generator(model.device).manual_seed(0))
     latents, scores = found.trajectory_latents[0].float(), found.trajectory_log_probs[0]
-    ends = torch.where(scores.isfinite(), scores, -torch.inf).argmax(1)
-    if model.config.latent_dim == 2:
-        origin, axes, least = torch.zeros_like(latents[0, 0]), torch.eye(2, device=latents.device), 3.0
-    else:
-        best = int(torch.where(scores.isfinite(), scores, -torch.inf).max(1).values.argmax())
-        origin, least = latents[best, 0], 0.0
-        axes = torch.linalg.svd(latents[best] - origin, full_matrices=False).Vh[:2]
-    flat = (latents - origin) @ axes.T  # (starts, steps + 1, 2)
-    paths = [path[: int(end) + 1].cpu().numpy() for path, end in zip(flat, ends)]
-    low, high = (getattr(torch.cat([torch.from_numpy(p) for p in paths]), side)(0).values for side in ("min", "max"))
+    scores = torch.where(scores.isfinite(), scores, -torch.inf)
+    origin, axes = _plane_of(latents[scores.max(1).values.argmax()])
+    flat = ((latents - origin) @ axes.T).cpu()  # (starts, steps + 1, 2)
+    paths = [path[: int(end) + 1] for path, end in zip(flat, scores.argmax(1))]
+    low, high = torch.cat(paths).min(0).values, torch.cat(paths).max(0).values
     centre, half = (low + high) / 2, 0.75 * float((high - low).max())
-    if least:
-        centre, half = torch.zeros(2), max(least, 1.1 * float(torch.stack([low, high]).abs().max()))
+    if model.config.latent_dim == 2:
+        centre, half = torch.zeros(2), max(3.0, 1.1 * float(torch.stack([low, high]).abs().max()))
     steps = torch.linspace(-half, half, resolution)
     points = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1).view(-1, 2) + centre
     points = origin + points.to(latents) @ axes
-    with torch.no_grad():
-        parts = [model.log_prob(part.unsqueeze(0), **demonstrations) for part in points.split(500)]
+    log_probs = [model.log_prob(part.unsqueeze(0), **demonstrations) for part in points.split(500)]
+    (x, y), plane = centre.tolist(), ", a plane through it" if model.config.latent_dim > 2 else ""
     return {
-        "log_probs": torch.cat(parts, 1).view(resolution, resolution).cpu().numpy(),
-        "extent": (*(float(centre[0]) + d for d in (-half, half)), *(float(centre[1]) + d for d in (-half, half))),
-        "paths": paths,
+        "log_probs": torch.cat(log_probs, 1).view(resolution, resolution).cpu().numpy(),
+        "extent": (x - half, x + half, y - half, y + half),
+        "paths": [path.numpy() for path in paths],
+        "title": f"{task['task_id']}: log-likelihood over the latent space{plane}",
     }
+
+
+def _plane_of(path: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Origin `(latent_dim,)` and axes `(2, latent_dim)` of the plane in which a path `(steps + 1, latent_dim)` moved."""
+    if path.shape[1] == 2:
+        return torch.zeros_like(path[0]), torch.eye(2).to(path)
+    return path[0], torch.linalg.svd(path - path[0], full_matrices=False).Vh[:2]
 
 
 def describe_run(seed: int) -> dict:
@@ -415,6 +419,7 @@ def describe_run(seed: int) -> dict:
         "seed": seed,
         "hardware": {
             "cpu": _cpu_name(),
+            "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "processes": PartialState().num_processes,
             "gpus": cuda,
@@ -424,18 +429,14 @@ def describe_run(seed: int) -> dict:
 
 
 def _git_commit() -> str | None:
-    command = [
-        "git",
-        "-C",
-        str(Path(__file__).parent),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=40",
-        "--exclude=*",
-    ]
-    try:
+    def git(*command):
+        command = ["git", "-C", str(Path(__file__).parent), *command]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        # An installed copy may lie inside somebody else's checkout, whose commit says nothing about it.
+        git("ls-files", "--error-unmatch", Path(__file__).name)
+        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     except (OSError, subprocess.CalledProcessError):
         return None
 

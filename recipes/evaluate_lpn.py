@@ -1,6 +1,5 @@
 """Evaluates a Latent Program Network by latent search at a list of budgets.
 
-    accelerate launch recipes/evaluate_lpn.py recipes/lpn/quickstart_eval.yaml
     accelerate launch recipes/evaluate_lpn.py --model_name_or_path outputs/arc --tasks arcagi:evaluation
 
 The YAML file gives defaults, flags win, `--help` lists them. The output folder gets `results.json` (scores by name,
@@ -24,6 +23,7 @@ from modeling_lpn.arguments import (
     make_task,
     option,
     parse_recipe,
+    stay_on_cpu,
     use_cpu_cores,
 )
 from modeling_lpn.evaluation import (
@@ -72,18 +72,13 @@ def print_table(output) -> None:
         print(f"{name:>{width}} " + " ".join(f"{100 * result.scores[name]:7.2f}%" for result in output.results))
 
 
-def write_json(path, content) -> None:
-    path.write_text(json.dumps(content, allow_nan=False) + "\n")
-
-
-def summarise(output, args, search, tasks, model) -> dict:
-    results = []
-    for result in output.results:
-        row = {name: value for name, value in vars(result).items() if name != "predictions"}
-        results.append({**row, "log_prob": result.log_prob if math.isfinite(result.log_prob) else None})
+def summarise(output, args, task_args, search, tasks, model) -> dict:
+    results = [{name: value for name, value in vars(r).items() if name != "predictions"} for r in output.results]
+    for row in results:  # JSON has no infinity
+        row["log_prob"] = row["log_prob"] if math.isfinite(row["log_prob"]) else None
     return {
         **describe_run(args.seed),
-        "arguments": vars(args),
+        "arguments": {**vars(args), **given(task_args)},
         "search": vars(search),
         "num_parameters": model.num_parameters(),
         "num_tasks": len(tasks),
@@ -98,11 +93,10 @@ def draw(output, best, tasks, args, model, processor, search) -> None:
     folder, drawn = Path(args.output_dir) / "pictures", [t for t in tasks if t["task_id"] in best.predictions]
     for task in drawn[: args.num_pictures]:
         title = f"{task['task_id']}: predictions at budget {best.budget}"
-        figure = plots.plot_task(task, best.predictions[task["task_id"]], title)
-        plots.save_figure(figure, folder / f"task_{task['task_id']}.png")
+        picture = plots.plot_task(task, best.predictions[task["task_id"]], title)
+        plots.save_figure(picture, folder / f"task_{task['task_id']}.png")
         if search.method == "gradient" and search.num_steps > 1 and model.config.latent_dim > 1:
-            title = "Log-likelihood over the latent space" + ", a plane through it" * (model.config.latent_dim > 2)
-            figure = plots.plot_latent_map(**map_latent_space(model, processor, task, search), title=title)
+            figure = plots.plot_latent_map(**map_latent_space(model, processor, task, search))
             plots.save_figure(figure, folder / f"latent_map_{task['task_id']}.png")
     if best.scores:
         ordered = sorted(output.results, key=lambda result: result.num_evaluations)
@@ -121,9 +115,23 @@ def draw(output, best, tasks, args, model, processor, search) -> None:
         plots.save_figure(figure, folder / "search.png")
 
 
+def write(output, args, task_args, search, tasks, model, processor) -> None:
+    folder, best = Path(args.output_dir), max(output.results, key=lambda result: result.budget)
+    folder.mkdir(parents=True, exist_ok=True)
+    results = json.dumps(summarise(output, args, task_args, search, tasks, model), allow_nan=False, indent=1)
+    (folder / "results.json").write_text(results + "\n")
+    (folder / "submission.json").write_text(json.dumps(make_submission(best.predictions, tasks, fill=[[0]])) + "\n")
+    if args.num_pictures:
+        draw(output, best, tasks, args, model, processor, search_at_budget(search, best.budget))
+    print_table(output)
+    for task_id, error in output.errors.items():
+        print(f"task {task_id} failed and counts as wrong: {error}")
+    print(f"{len(tasks)} tasks in {output.seconds['total']:.1f} s; results, submission and pictures are in {folder}")
+
+
 def main():
     args, task_args, search_args = parse_recipe([EvaluationArguments, TaskArguments, SearchArguments])
-    accelerator = Accelerator(cpu=args.use_cpu)
+    accelerator = Accelerator(cpu=stay_on_cpu(args.use_cpu))
     if accelerator.device.type == "cpu":
         use_cpu_cores(args.num_threads)
     model = AutoModel.from_pretrained(args.model_name_or_path, attn_implementation=args.attn_implementation)
@@ -132,19 +140,11 @@ def main():
     tasks = read_tasks(args, task_args, processor)
     search = SearchConfig(**given(search_args, "search_"))
     output = evaluate_tasks(model, processor, tasks, search, args.budgets, args.batch_size, args.seed)
-    if not accelerator.is_main_process:
-        return
-    folder = Path(args.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    best = max(output.results, key=lambda result: result.budget)
-    write_json(folder / "results.json", summarise(output, args, search, tasks, model))
-    write_json(folder / "submission.json", make_submission(best.predictions, tasks, fill=[[0]]))
-    if args.num_pictures:
-        draw(output, best, tasks, args, model, processor, search_at_budget(search, best.budget))
-    print_table(output)
-    for task_id, error in output.errors.items():
-        print(f"task {task_id} failed and counts as wrong: {error}")
-    print(f"{len(tasks)} tasks in {output.seconds['total']:.1f} s; results, submission and pictures are in {folder}")
+    if accelerator.is_main_process:
+        write(output, args, task_args, search, tasks, model, processor)
+    # A process that ends while another still works takes the whole launch down with it.
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -128,6 +128,9 @@ def main():
             "metrics": result.metrics,
         }
         Path(args.output_dir, "run.json").write_text(json.dumps(record, indent=1) + "\n")
+    # A process that ends while another still works takes the whole launch down with it.
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":
