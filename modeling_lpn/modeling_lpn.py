@@ -84,6 +84,14 @@ class LPNModel(LPNPreTrainedModel):
         self.decoder = LPNDecoder(config)
         self.post_init()
 
+    def compile_layers(self, **kwargs):
+        """
+        Compiles every transformer layer in place with `torch.compile(**kwargs)`. Better than compiling the model: how
+        sequences are grouped depends on the data. Cached decoding and second-order search stay eager.
+        """
+        for layer in (*self.encoder.layers, *self.decoder.layers):
+            layer.compile(**{"dynamic": True, **kwargs})
+
     def encode(
         self,
         input_grids: torch.Tensor,
@@ -305,7 +313,10 @@ class LPNModel(LPNPreTrainedModel):
         training = self.decoder.training
         self.decoder.eval()
         try:
-            with sdpa_kernel(SDPBackend.MATH) if search.second_order else nullcontext():
+            if search.second_order:  # compiled functions have no second derivative either
+                with sdpa_kernel(SDPBackend.MATH), torch.compiler.set_stance("force_eager"):
+                    yield
+            else:
                 yield
         finally:
             self.decoder.train(training)
@@ -533,7 +544,8 @@ class LPNModel(LPNPreTrainedModel):
     def _decode(self, latents: torch.Tensor, inputs: torch.Tensor, shapes: torch.Tensor):
         """Greedy outputs of `latents[k]` on `inputs[k]`: grids `(queries, max_rows, max_cols)`, shapes `(queries, 2)`."""
         chunks = self._length_chunks(shapes.prod(-1, keepdim=True))
-        parts = [self.decoder.generate(latents[chunk], inputs[chunk], shapes[chunk]) for chunk in chunks]
+        with torch.compiler.set_stance("force_eager"):  # every step of a cache has another shape
+            parts = [self.decoder.generate(latents[chunk], inputs[chunk], shapes[chunk]) for chunk in chunks]
         order = torch.cat(chunks).argsort()
         return tuple(torch.cat(part)[order] for part in zip(*parts))
 

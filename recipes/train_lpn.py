@@ -40,6 +40,7 @@ class RunArguments:
     task: str = option("pattern", "Task generator to train on, a key of TASK_GENERATORS.")
     model_name_or_path: str | None = option(None, "Model to start from; a new one if not given.")
     attn_implementation: str = option("sdpa", "eager, sdpa or flex_attention.")
+    compile_layers: bool = option(False, "torch.compile for every transformer layer (pays on a GPU).")
     symmetries: str = option("none", "Augmentation: none, rotations or all (with reflections).")
     permute_colors: bool = option(False, "Augmentation: permute the colours 1 to 9.")
     group_by: str | None = option(None, "tokens: batches of tasks of similar length.")
@@ -99,6 +100,8 @@ def main():
     checkpoint = find_checkpoint(args)
     set_seed(args.seed)
     model = build_model(run, model_args)
+    if run.compile_layers:
+        model.compile_layers()
     config = model.config
     processor = LPNProcessor(config.max_rows, config.max_cols, config.vocab_size)
     train_search = given(train_search, "train_search_")

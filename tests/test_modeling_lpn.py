@@ -295,6 +295,21 @@ def test_save_load_dropout_and_checkpointing(tmp_path):
     assert close(*gradients)
 
 
+@pytest.mark.slow
+def test_compiled_layers_give_the_same_loss_gradients_and_grids():
+    (demonstrations, queries), model = make_tasks(), make_model("rotary")
+    search, noise, gradients, grids = SearchConfig(num_steps=1), torch.randn(3, 4, 8), [], []
+    for _ in range(2):
+        model.zero_grad()
+        model(*demonstrations, search=search, latent_noise=noise, sample_latents=True).loss.backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+        grids.append(model.generate(*demonstrations, *queries, search=search, num_candidates=2).output_grids)
+        model.compile_layers()
+    assert close(*gradients, 1e-4) and torch.equal(*grids)
+    model(*demonstrations, search=SearchConfig(num_steps=1, second_order=True)).loss.backward()
+    assert set(model.state_dict()) == set(make_model("rotary").state_dict())
+
+
 def test_wrong_arguments_are_explained():
     model, (demonstrations, queries) = make_model(), make_tasks()
     inputs, outputs, input_shapes, output_shapes = demonstrations
