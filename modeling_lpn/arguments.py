@@ -10,6 +10,7 @@ import difflib
 import inspect
 import os
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import get_origin
@@ -175,6 +176,22 @@ def stay_on_cpu(use_cpu: bool = False) -> bool:
     """
     launched = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1", "yes")
     return use_cpu or launched or not torch.accelerator.is_available()
+
+
+def end_together(accelerator) -> None:
+    """Waits until all processes of a launch are done, then dissolves their group; the last act of a recipe.
+
+    A process that ends while another still writes takes the whole launch down with it.
+
+    Args:
+        accelerator (`accelerate.Accelerator`): that of the run.
+    """
+    accelerator.wait_for_everyone()
+    if accelerator.num_processes > 1:
+        # gloo's thread frees what it keeps of the barrier a moment later, and needs the interpreter lock for that. torch
+        # 2.13 waits for that thread while holding the lock when it tears down the group: without a pause it may hang.
+        time.sleep(0.5)
+    accelerator.end_training()
 
 
 ModelArguments = arguments_from(LPNConfig, "ModelArguments")

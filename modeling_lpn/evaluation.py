@@ -353,7 +353,7 @@ def map_latent_space(model, processor, task: dict, search: SearchConfig, resolut
     Returns:
         `dict` with arguments of [`plot_latent_map`]: `log_probs` `(resolution, resolution)`, `extent` (with two
         dimensions, three standard deviations of the prior at least), `paths`, the latents `(steps + 1, 2)` from each
-        start up to the best of them, projected onto the plane, and `title`.
+        start up to the best of them, projected onto the plane, `title` and `labels`.
 
     Raises:
         ValueError: The model has one latent dimension, or the search takes no steps.
@@ -379,12 +379,14 @@ def map_latent_space(model, processor, task: dict, search: SearchConfig, resolut
     points = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1).view(-1, 2) + centre
     points = origin + points.to(latents) @ axes
     log_probs = [model.log_prob(part.unsqueeze(0), **demonstrations) for part in points.split(500)]
-    (x, y), plane = centre.tolist(), ", a plane through it" if model.config.latent_dim > 2 else ""
+    x, y = centre.tolist()
+    axis = "direction of the search path" if model.config.latent_dim > 2 else "latent coordinate"
     return {
         "log_probs": torch.cat(log_probs, 1).view(resolution, resolution).cpu().numpy(),
         "extent": (x - half, x + half, y - half, y + half),
         "paths": [path.numpy() for path in paths],
-        "title": f"{task['task_id']}: log-likelihood over the latent space{plane}",
+        "title": f"{task['task_id']}: log-likelihood over the latent space",
+        "labels": (f"first {axis}", f"second {axis}"),
     }
 
 

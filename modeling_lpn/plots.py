@@ -216,8 +216,8 @@ def plot_search(log_probs, solved=None, title: str = "Log-likelihood along the s
         title (`str`): above the axes.
 
     Returns:
-        `matplotlib.figure.Figure`: one thin line a task. The lowest 2 % of the values may lie below the axes, so that
-        one search that went astray does not flatten the rest.
+        `matplotlib.figure.Figure`: one thin line a task. The axes reach down to the lowest quartile of any step, so that
+        searches that begin far below or go astray do not flatten the rest.
     """
     figure = _new_figure(7.4, 4.2)
     axes = figure.subplots()
@@ -226,13 +226,13 @@ def plot_search(log_probs, solved=None, title: str = "Log-likelihood along the s
     alpha = min(0.6, max(0.12, 12 / max(1, len(log_probs))))
     for values, is_solved in zip(log_probs, solved):
         axes.plot(range(len(values)), values, color=colors[is_solved], linewidth=0.7, alpha=alpha)
-    finite = sorted(v for values in log_probs for v in values if math.isfinite(v))
     longest = max(map(len, log_probs), default=0)
     steps = [[v[step] for v in log_probs if step < len(v) and math.isfinite(v[step])] for step in range(longest)]
     median = [statistics.median(values) if values else math.nan for values in steps]
     axes.plot(range(longest), median, color=INK, linewidth=2.4)
-    if finite:
-        low, high = finite[int(0.02 * (len(finite) - 1))], finite[-1]
+    quartiles = [sorted(values)[len(values) // 4] for values in steps if values]
+    if quartiles:
+        low, high = min(quartiles), max(max(values) for values in steps if values)
         margin = 0.05 * (high - low) or 0.1
         axes.set_ylim(low - margin, high + margin)
     _style(axes, "gradient step", "log-likelihood of the demonstrations (nats)", title)
@@ -252,7 +252,13 @@ def _line(color, width, label):
     return Line2D([], [], color=color, linewidth=width, label=label)
 
 
-def plot_latent_map(log_probs, extent, paths=(), title: str = "Log-likelihood over the latent space"):
+def plot_latent_map(
+    log_probs,
+    extent,
+    paths=(),
+    title: str = "Log-likelihood over the latent space",
+    labels: tuple[str, str] = ("first latent coordinate", "second latent coordinate"),
+):
     """Draws the log-likelihood of a task over a two-dimensional latent space, with the search on top of it.
 
     Args:
@@ -261,6 +267,7 @@ def plot_latent_map(log_probs, extent, paths=(), title: str = "Log-likelihood ov
         extent (`tuple[float, float, float, float]`): first coordinate from, to, second coordinate from, to.
         paths (sequence of arrays of shape `(steps + 1, 2)`): the latents that each start of the search visited.
         title (`str`): above the axes.
+        labels (`tuple[str, str]`): of the two axes.
 
     Returns:
         `matplotlib.figure.Figure`: a heat map with each path, its start as a circle and its end as a star.
@@ -282,7 +289,7 @@ def plot_latent_map(log_probs, extent, paths=(), title: str = "Log-likelihood ov
         axes.scatter(x[-1:], y[-1:], s=190, color="#FF4136", marker="*", label=label.get("end"), **marks)
     axes.set_xlim(extent[0], extent[1])
     axes.set_ylim(extent[2], extent[3])
-    _style(axes, "first latent coordinate", "second latent coordinate", title)
+    _style(axes, *labels, title)
     axes.grid(False)
     bar = figure.colorbar(image, ax=axes, pad=0.02)
     bar.set_label("log-likelihood of the demonstrations (nats)", fontsize=9, color=INK)

@@ -19,6 +19,7 @@ from modeling_lpn import TASK_GENERATORS, SearchConfig, TaskStream, plots
 from modeling_lpn.arguments import (
     SearchArguments,
     TaskArguments,
+    end_together,
     given,
     make_task,
     option,
@@ -142,9 +143,7 @@ def main():
     output = evaluate_tasks(model, processor, tasks, search, args.budgets, args.batch_size, args.seed)
     if accelerator.is_main_process:
         write(output, args, task_args, search, tasks, model, processor)
-    # A process that ends while another still works takes the whole launch down with it.
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
+    end_together(accelerator)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from modeling_lpn.arguments import (
     SearchArguments,
     TaskArguments,
     TrainSearchArguments,
+    end_together,
     given,
     make_task,
     option,
@@ -130,9 +131,7 @@ def main():
             "metrics": result.metrics,
         }
         Path(args.output_dir, "run.json").write_text(json.dumps(record, indent=1) + "\n")
-    # A process that ends while another still works takes the whole launch down with it.
-    trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()
+    end_together(trainer.accelerator)
 
 
 if __name__ == "__main__":

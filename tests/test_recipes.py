@@ -100,11 +100,20 @@ def launch(recipe, *arguments):
         "--main_process_port",
         str(port),
     )
-    result = subprocess.run(
-        **command(*launcher, recipe=recipe, arguments=arguments), capture_output=True, text=True, timeout=120
+    process = subprocess.Popen(
+        **command(*launcher, recipe=recipe, arguments=arguments),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
-    assert result.returncode == 0, result.stderr[-3000:]
-    return result.stdout
+    try:
+        output, errors = process.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # the launcher alone would leave its processes behind
+        raise
+    assert process.returncode == 0, errors[-3000:]
+    return output
 
 
 def weights(folder):
