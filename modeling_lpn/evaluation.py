@@ -378,7 +378,9 @@ def map_latent_space(model, processor, task: dict, search: SearchConfig, resolut
     steps = torch.linspace(-half, half, resolution)
     points = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1).view(-1, 2) + centre
     points = origin + points.to(latents) @ axes
-    log_probs = [model.log_prob(part.unsqueeze(0), **demonstrations) for part in points.split(500)]
+    cells = int(sum(demonstrations[f"{side}_shapes"].prod(-1).sum() for side in ("input", "output")))
+    parts = points.split(max(1, 100_000 // cells))  # bounds the memory on large grids
+    log_probs = [model.log_prob(part.unsqueeze(0), **demonstrations) for part in parts]
     x, y = centre.tolist()
     axis = "direction of the search path" if model.config.latent_dim > 2 else "latent coordinate"
     return {

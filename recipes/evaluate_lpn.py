@@ -2,9 +2,9 @@
 
     accelerate launch recipes/evaluate_lpn.py --model_name_or_path outputs/arc --tasks arcagi:evaluation
 
-The YAML file gives defaults, flags win, `--help` lists them. The output folder gets `results.json` (scores by name,
-decoder evaluations, seconds, and how it was made), `submission.json` in the form of ARC Prize, and pictures. Under
-`accelerate launch` with several processes the tasks are split; the result is the same.
+A YAML file may come first; flags win over it, `--help` lists them. The output folder gets `results.json` (scores by name,
+decoder evaluations, seconds, how it was made), `submission.json` for ARC Prize, and pictures. Several processes split
+the tasks; the result is the same.
 """
 
 import dataclasses
@@ -41,9 +41,7 @@ from modeling_lpn.sources import load_tasks
 @dataclasses.dataclass
 class EvaluationArguments:
     model_name_or_path: str = option(dataclasses.MISSING, "Folder or Hub name of the model.")
-    tasks: str = option(
-        "pattern", "A source such as arcagi:evaluation, a file or folder of tasks, or a task generator."
-    )
+    tasks: str = option("pattern", "A source like arcagi:evaluation, a file, a folder, or a task generator.")
     solutions: str | None = option(None, "Solutions file of an ARC Prize challenges file.")
     num_tasks: int | None = option(None, "Only the first so many tasks (of a generator: 200).")
     budgets: list[int] = option([0, 1, 5, 20, 100], "Gradient steps, or samples of a random search.")
@@ -51,6 +49,7 @@ class EvaluationArguments:
     batch_size: int = option(32, "Tasks solved at a time.")
     seed: int = option(1_000_000, "Seed of generated tasks and of the search.")
     num_pictures: int = option(8, "Tasks to draw; 0 for no pictures at all.")
+    num_maps: int = option(0, "Latent spaces to draw; one takes 3600 decoder evaluations.")
     attn_implementation: str = option("sdpa", "eager, sdpa or flex_attention.")
     use_cpu: bool = option(False, "Stay on the CPU where there is an accelerator.")
     num_threads: int | None = option(None, "CPU threads of a process; all cores if not given.")
@@ -65,7 +64,7 @@ def read_tasks(args, task_args, processor) -> list[dict]:
 
 def print_table(output) -> None:
     names = list(output.results[0].scores)
-    width = max(map(len, names), default=0)
+    width = max(map(len, names), default=21)
     print(f"{'budget':>{width}} " + " ".join(f"{result.budget:8d}" for result in output.results))
     print(f"{'decoder evaluations':>{width}} " + " ".join(f"{r.num_evaluations:8.1f}" for r in output.results))
     print(f"{'log-likelihood (nats)':>{width}} " + " ".join(f"{r.log_prob:8.3f}" for r in output.results))
@@ -93,12 +92,12 @@ def summarise(output, args, task_args, search, tasks, model) -> dict:
 def draw(output, best, tasks, args, model, processor, search) -> None:
     folder, drawn = Path(args.output_dir) / "pictures", [t for t in tasks if t["task_id"] in best.predictions]
     for task in drawn[: args.num_pictures]:
-        title = f"{task['task_id']}: predictions at budget {best.budget}"
-        picture = plots.plot_task(task, best.predictions[task["task_id"]], title)
-        plots.save_figure(picture, folder / f"task_{task['task_id']}.png")
-        if search.method == "gradient" and search.num_steps > 1 and model.config.latent_dim > 1:
-            figure = plots.plot_latent_map(**map_latent_space(model, processor, task, search))
-            plots.save_figure(figure, folder / f"latent_map_{task['task_id']}.png")
+        name = task["task_id"]
+        figure = plots.plot_task(task, best.predictions[name], f"{name}: predictions at budget {best.budget}")
+        plots.save_figure(figure, folder / f"task_{name}.png")
+    for task in drawn[: args.num_maps]:
+        figure = plots.plot_latent_map(**map_latent_space(model, processor, task, search))
+        plots.save_figure(figure, folder / f"latent_map_{task['task_id']}.png")
     if best.scores:
         ordered = sorted(output.results, key=lambda result: result.num_evaluations)
         lines = {
@@ -106,8 +105,8 @@ def draw(output, best, tasks, args, model, processor, search) -> None:
             "exact, first attempt": "top_1_strict_task_accuracy",
             "pixels, first attempt": "top_1_pixel_accuracy",
         }
-        curves = {label: [result.scores[name] for result in ordered] for label, name in lines.items()}
-        figure = plots.plot_accuracy_by_budget([result.num_evaluations for result in ordered], curves)
+        curves = {label: [row.scores[name] for row in ordered] for label, name in lines.items()}
+        figure = plots.plot_accuracy_by_budget([row.num_evaluations for row in ordered], curves)
         plots.save_figure(figure, folder / "accuracy_by_budget.png")
     if search.method == "gradient":
         truths = {t["task_id"]: [pair.get("output") for pair in t["test"]] for t in drawn}

@@ -52,6 +52,7 @@ TINY_EVALUATION = {
     "batch_size": 2,
     "search_lr": 0.5,
     "num_pictures": 1,
+    "num_maps": 1,
 }
 
 
@@ -126,7 +127,12 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
         recipe = ROOT / "recipes" / "lpn" / "quickstart.yaml"
-        call(train, patch, recipe, *flags(TINY, output_dir=folder, save_strategy="steps", eval_steps=15))
+        call(
+            train,
+            patch,
+            recipe,
+            *flags(TINY, output_dir=folder, save_strategy="steps", eval_strategy="steps", eval_steps=15),
+        )
     return folder
 
 
@@ -145,7 +151,7 @@ def test_a_trained_model_loads_and_its_run_is_recorded(trained):
 def test_a_killed_and_resumed_run_ends_with_the_same_weights(trained, tmp_path, monkeypatch):
     """Killed in earnest, some steps after its first checkpoint; all that it wrote after that is thrown away."""
     arguments = [str(ROOT / "recipes" / "lpn" / "quickstart.yaml")]
-    arguments += flags(TINY, output_dir=tmp_path, save_strategy="steps", eval_steps=15)
+    arguments += flags(TINY, output_dir=tmp_path, save_strategy="steps", eval_strategy="steps", eval_steps=15)
     process = subprocess.Popen(
         **command(recipe="train_lpn", arguments=arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
