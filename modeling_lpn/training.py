@@ -24,6 +24,8 @@ class LPNTrainer(Trainer):
     Args:
         train_search ([`SearchConfig`], *optional*): Search inside the training loss (paper, section 4.3). Without it
             the mean of the other pairs' latents is decoded.
+        train_search_from (`int`, defaults to 0): Optimiser step from which that search is used, the mean before it. The
+            paper trains its ARC model so (section 5.7), since a step without search costs less.
         eval_search ([`SearchConfig`], *optional*): Search of the evaluation; the default is gradient search.
         eval_budgets (`tuple[int]`): Budgets to evaluate; see [`evaluate_tasks`].
         kwargs: Arguments of `Trainer`; `processing_class` is an [`LPNProcessor`], `eval_dataset` a list of task rows
@@ -37,18 +39,21 @@ class LPNTrainer(Trainer):
         self,
         *args,
         train_search: SearchConfig | None = None,
+        train_search_from: int = 0,
         eval_search: SearchConfig | None = None,
         eval_budgets: tuple[int, ...] = (0,),
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
-        self.train_search, self.eval_search, self.eval_budgets = train_search, eval_search, tuple(eval_budgets)
+        self.train_search, self.train_search_from = train_search, train_search_from
+        self.eval_search, self.eval_budgets = eval_search, tuple(eval_budgets)
         self._sums, self._count = {}, 0
         # `Trainer` seeds all processes alike, which would give them the same posterior noise.
         torch.manual_seed(self.args.seed + self.args.process_index)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        outputs = model(**inputs, search=self.train_search)
+        searches = self.state.global_step >= self.train_search_from
+        outputs = model(**inputs, search=self.train_search if searches else None)
         if model.training:
             self._count += 1
             for name, value in outputs.items():

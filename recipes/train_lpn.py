@@ -41,6 +41,7 @@ class RunArguments:
     model_name_or_path: str | None = option(None, "Model to start from; a new one if not given.")
     attn_implementation: str = option("sdpa", "eager, sdpa or flex_attention.")
     compile_layers: bool = option(False, "torch.compile for every transformer layer (pays on a GPU).")
+    train_search_from: int = option(0, "Step from which the training loss searches; the mean of latents before.")
     symmetries: str = option("none", "Augmentation: none, rotations or all (with reflections).")
     permute_colors: bool = option(False, "Augmentation: permute the colours 1 to 9.")
     group_by: str | None = option(None, "tokens: batches of tasks of similar length.")
@@ -115,6 +116,7 @@ def main():
         eval_dataset=build_eval_tasks(run, task_args, processor) if args.eval_strategy != "no" else None,
         processing_class=processor,
         train_search=SearchConfig(**train_search) if train_search else None,
+        train_search_from=run.train_search_from,
         eval_search=SearchConfig(**given(search, "search_")),
         eval_budgets=run.eval_budgets,
     )

@@ -34,7 +34,15 @@ def tiny_model(**settings):
 
 def trainer_of(model, folder, **settings):
     arguments = {"max_steps": 4, "per_device_train_batch_size": 4, "save_strategy": "no", "disable_tqdm": True}
-    names = ("train_search", "eval_search", "eval_budgets", "eval_dataset", "train_dataset", "data_collator")
+    names = (
+        "train_search",
+        "train_search_from",
+        "eval_search",
+        "eval_budgets",
+        "eval_dataset",
+        "train_dataset",
+        "data_collator",
+    )
     extra = {name: settings.pop(name) for name in names if name in settings}
     args = LPNTrainingArguments(str(folder), **{**arguments, "dataloader_pin_memory": False, **settings})
     processor = LPNProcessor(4, 4)
@@ -131,6 +139,14 @@ def test_every_component_is_logged_as_its_mean(tmp_path):
         assert name in first and first[name] != second[name]
     total = first["reconstruction_loss"] + 1e-4 * first["prior_kl"]
     assert first["loss"] == pytest.approx(total, rel=1e-4)
+
+
+def test_search_begins_at_the_given_step(tmp_path, monkeypatch):
+    model, search, seen = tiny_model(), SearchConfig(method="gradient", num_steps=1), []
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda **inputs: (seen.append(inputs["search"]), forward(**inputs))[1])
+    trainer_of(model, tmp_path, train_search=search, train_search_from=3).train()
+    assert seen == [None, None, None, search]
 
 
 def test_evaluation_by_search_is_logged_and_changes_nothing(tmp_path):
