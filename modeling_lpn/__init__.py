@@ -4,12 +4,15 @@ from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from .collators import DataCollatorForGridTasks
 from .configuration_lpn import LPNConfig
+from .evaluation import EvaluationOutput, evaluate_tasks
+from .metrics import compute_arc_scores, make_submission, validate_submission
 from .modeling_lpn import LPNModel, LPNPreTrainedModel
 from .outputs_lpn import LPNEncoderOutput, LPNGenerateOutput, LPNOutput
 from .processing_lpn import LPNProcessor
 from .search_lpn import SEARCH_METHODS, SearchConfig, SearchOutput
 from .sources import load_tasks, save_tasks
 from .tasks import TASK_GENERATORS, PairTask, PatternTask, TaskStream
+from .training import LPNTrainer
 
 
 AutoConfig.register("lpn", LPNConfig, exist_ok=True)
@@ -25,6 +28,7 @@ __all__ = [
     "SEARCH_METHODS",
     "TASK_GENERATORS",
     "DataCollatorForGridTasks",
+    "EvaluationOutput",
     "LPNConfig",
     "LPNEncoderOutput",
     "LPNGenerateOutput",
@@ -32,11 +36,16 @@ __all__ = [
     "LPNOutput",
     "LPNPreTrainedModel",
     "LPNProcessor",
+    "LPNTrainer",
     "PairTask",
     "PatternTask",
     "SearchConfig",
     "SearchOutput",
     "TaskStream",
+    "compute_arc_scores",
+    "evaluate_tasks",
     "load_tasks",
+    "make_submission",
     "save_tasks",
+    "validate_submission",
 ]
