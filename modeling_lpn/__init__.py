@@ -12,7 +12,6 @@ from .processing_lpn import LPNProcessor
 from .search_lpn import SEARCH_METHODS, SearchConfig, SearchOutput
 from .sources import load_tasks, save_tasks
 from .tasks import TASK_GENERATORS, PairTask, PatternTask, TaskStream
-from .training import LPNTrainer
 
 
 AutoConfig.register("lpn", LPNConfig, exist_ok=True)
@@ -36,7 +35,6 @@ __all__ = [
     "LPNOutput",
     "LPNPreTrainedModel",
     "LPNProcessor",
-    "LPNTrainer",
     "PairTask",
     "PatternTask",
     "SearchConfig",
