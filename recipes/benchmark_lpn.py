@@ -41,7 +41,9 @@ SEARCH_STEPS = {"pattern": 5, "arc": 2}
 def load_config(recipe: str) -> LPNConfig:
     """The model of a recipe: those of its keys that are fields of the configuration."""
     settings = yaml.safe_load((ROOT / "recipes" / "lpn" / recipe).read_text())
-    return LPNConfig(**{name: value for name, value in settings.items() if name in LPNConfig.__annotations__})
+    known = {name: value for name, value in settings.items() if name in LPNConfig.__annotations__}
+    # YAML alone reads `1e-4` as text; the default of a field has its type.
+    return LPNConfig(**{name: type(getattr(LPNConfig, name))(value) for name, value in known.items()})
 
 
 def draw_tasks(batch: int, num_pairs: int, sides: tuple[int, int], device: str):
@@ -69,11 +71,14 @@ def workloads(name: str, device: str, dtype: torch.dtype):
         return model.search(*tasks, search=SearchConfig(num_steps=steps))
 
     def plain_search():
+        with torch.no_grad():
+            encoded = naive.encode(*(tensor.flatten(0, 1) for tensor in tasks))
+        current = encoded.unflatten(0, (search_batch, PAIRS[name])).mean(1)
         for step in range(steps + 1):
-            current = latents[:, 0].clone().requires_grad_()
+            current = current.detach().requires_grad_()
             value = naive.task_log_prob(current, *tasks)
             if step < steps:
-                torch.autograd.grad(value.sum(), current)
+                current = current + 0.1 * torch.autograd.grad(value.sum(), current)[0]
 
     forwards = model.config.max_rows * model.config.max_cols + 2
     timed = forwards if name == "pattern" else 3
