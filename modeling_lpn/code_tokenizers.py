@@ -128,9 +128,11 @@ def prepare_codegen2_tokenizer(tokenizer, model_max_length: int = 2048):
     special = [AddedToken(token, normalized=False, special=True) for token in ["<sep>", "<eom>", *sentinels]]
     tokenizer.add_tokens(special, special_tokens=True)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    tokenizer.padding_side = "left"
-    tokenizer.model_max_length = model_max_length
-    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    settings = {"padding_side": "left", "model_max_length": model_max_length}
+    settings["model_input_names"] = ["input_ids", "attention_mask"]
+    for name, value in settings.items():
+        setattr(tokenizer, name, value)
+    tokenizer.init_kwargs.update(settings)  # what `save_pretrained` writes
     return tokenizer
 
 

@@ -453,13 +453,22 @@ class CodeGen2ForCausalLM(CodeGen2PreTrainedModel, GenerationMixin):
 
     def infill(self, tokenizer, prefix=None, suffix=None, **kwargs):
         """
-        Writes the code between `prefix` and `suffix`; see [`infill`] for the arguments, for several holes and batches.
+        Writes the code between `prefix` and `suffix`; see [`infill`] for several holes, batches and truncation.
 
         Example:
 
         ```python
-        >>> model.infill(tokenizer, "def add(a, b):\n", "    return total\n", max_new_tokens=32)  # doctest: +SKIP
-        Infilling(spans=['    total = a + b\n'], finished=[True], ...)
+        >>> from modeling_lpn import train_codegen2_tokenizer
+
+        >>> tokenizer = train_codegen2_tokenizer(["def add(a, b): return a + b"] * 4, vocab_size=320, num_masks=9)
+        >>> config = CodeGen2Config(
+        ...     vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=4, rotary_dim=8,
+        ...     eos_token_id=tokenizer.eos_token_id, eom_token_id=tokenizer.convert_tokens_to_ids("<eom>"),
+        ... )
+        >>> model = CodeGen2ForCausalLM(config).eval()  # untrained, so it writes anything
+        >>> result = model.infill(tokenizer, "def add(a, b):", " + b", max_new_tokens=4)
+        >>> result.text == "def add(a, b):" + result.spans[0] + " + b"
+        True
 
         ```
         """
