@@ -368,7 +368,6 @@ class CodeGen2ForCausalLM(CodeGen2PreTrainedModel, GenerationMixin):
         prefix_length: int | torch.LongTensor | None = None,
         segment_ids: torch.LongTensor | None = None,
         num_items_in_batch: int | torch.Tensor | None = None,
-        shift_labels: torch.LongTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithPast:
         """
@@ -385,6 +384,8 @@ class CodeGen2ForCausalLM(CodeGen2PreTrainedModel, GenerationMixin):
         Returns:
             `CausalLMOutputWithPast`: `logits` of shape `(batch, kept, vocab_size)` and, given labels, the `loss`.
         """
+        # Not in the signature: Trainer would take it for a label every evaluation batch must have.
+        shift_labels = kwargs.pop("shift_labels", None)
         has_labels = labels is not None or shift_labels is not None
         if use_cache is None and has_labels:
             use_cache = False  # nobody continues a training batch; a cache would copy and keep all keys and values
