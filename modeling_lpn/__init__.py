@@ -20,6 +20,7 @@ from .modeling_codegen2 import (
     CodeGen2ForSequenceClassification,
     CodeGen2Model,
     CodeGen2PreTrainedModel,
+    regroup_qkv,
 )
 from .pipelines import CodeInfillingPipeline
 
@@ -50,5 +51,6 @@ __all__ = [
     "infill",
     "infill_layout",
     "prepare_codegen2_tokenizer",
+    "regroup_qkv",
     "train_codegen2_tokenizer",
 ]

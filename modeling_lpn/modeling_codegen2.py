@@ -21,6 +21,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_codegen2 import CodeGen2Config
 from .infilling_codegen2 import infill
+from .layers_codegen2 import CodeGen2Linear, eager_attention_forward, single_query_attention_forward
 from .loss_codegen2 import causal_lm_loss
 from .masking_codegen2 import build_attention_mask, positions_in_documents
 
@@ -52,14 +53,21 @@ def rotate_pairs(states, cos, sin):
     return torch.cat((rotated, states[..., rotary_dim:]), dim=-1)
 
 
-def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
-    """Attention with the scores spelled out in float32, as the original code; returns them as well."""
-    scores = torch.matmul(query.float(), key.float().transpose(2, 3)) * scaling
-    if attention_mask is not None:
-        scores = scores + attention_mask
-    weights = scores.softmax(dim=-1).to(value.dtype)
-    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
-    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+def regroup_qkv(weight, mp_num, new_mp_num):
+    """
+    Rewrites the rows of a fused projection from one grouping to another.
+
+    Args:
+        weight (`torch.Tensor` of shape `(3 * n_embd, n_embd)`): `mp_num` groups of `[q | v | k]` rows.
+        mp_num, new_mp_num (`int`): the present and the wanted number of groups; 4 is what transformers' built-in
+            `CodeGenForCausalLM` reads.
+
+    Returns:
+        `torch.Tensor` of shape `(3 * n_embd, n_embd)`: the same queries, keys and values, regrouped.
+    """
+    width = weight.shape[-1]
+    parts = weight.view(mp_num, 3, width // mp_num, width).transpose(0, 1)  # (3, groups, rows of a group, n_embd)
+    return parts.reshape(3, new_mp_num, width // new_mp_num, width).transpose(0, 1).reshape(weight.shape)
 
 
 class CodeGen2Attention(nn.Module):
@@ -78,8 +86,8 @@ class CodeGen2Attention(nn.Module):
         # to know of it: `load_state_dict`, which Trainer uses to resume and to load the best model, does not, and
         # would leave q, k and v random. This way those are safe, one product makes all three, and what is saved is
         # the released layout, bit for bit.
-        self.qkv_proj = nn.Linear(config.n_embd, 3 * config.n_embd, bias=False)
-        self.out_proj = nn.Linear(config.n_embd, config.n_embd, bias=False)
+        self.qkv_proj = CodeGen2Linear(config.n_embd, 3 * config.n_embd, bias=False)
+        self.out_proj = CodeGen2Linear(config.n_embd, config.n_embd, bias=False)
         self.resid_dropout = nn.Dropout(config.resid_pdrop)
         self.register_load_state_dict_pre_hook(self._drop_released_buffers)
 
@@ -102,7 +110,11 @@ class CodeGen2Attention(nn.Module):
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
 
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        implementation = self.config._attn_implementation
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        if length == 1 and implementation == "sdpa" and query.device.type == "cpu" and query.dtype != torch.float32:
+            # For one query in half precision the CPU kernel packs all keys: 5 to 10 times slower than two products.
+            attend = single_query_attention_forward
         dropout = self.attention_dropout if self.training else 0.0
         attended, weights = attend(
             self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
@@ -115,8 +127,8 @@ class CodeGen2MLP(nn.Module):
     def __init__(self, config: CodeGen2Config):
         super().__init__()
         inner = config.n_inner if config.n_inner is not None else 4 * config.n_embd
-        self.fc_in = nn.Linear(config.n_embd, inner)
-        self.fc_out = nn.Linear(inner, config.n_embd)
+        self.fc_in = CodeGen2Linear(config.n_embd, inner)
+        self.fc_out = CodeGen2Linear(inner, config.n_embd)
         # The same function in one kernel: transformers' `gelu_new` is a chain of seven operations, each of which
         # keeps a tensor of the widest layer for the backward pass.
         fused = config.activation_function == "gelu_new"
@@ -331,7 +343,7 @@ class CodeGen2ForCausalLM(CodeGen2PreTrainedModel, GenerationMixin):
     def __init__(self, config: CodeGen2Config):
         super().__init__(config)
         self.transformer = CodeGen2Model(config)
-        self.lm_head = nn.Linear(config.n_embd, config.vocab_size)
+        self.lm_head = CodeGen2Linear(config.n_embd, config.vocab_size)
         self.loss_function = causal_lm_loss
         self._set_stop_tokens()
         self.post_init()
@@ -544,4 +556,10 @@ class CodeGen2ForSequenceClassification(CodeGen2PreTrainedModel):
         )
 
 
-__all__ = ["CodeGen2PreTrainedModel", "CodeGen2Model", "CodeGen2ForCausalLM", "CodeGen2ForSequenceClassification"]
+__all__ = [
+    "CodeGen2PreTrainedModel",
+    "CodeGen2Model",
+    "CodeGen2ForCausalLM",
+    "CodeGen2ForSequenceClassification",
+    "regroup_qkv",
+]

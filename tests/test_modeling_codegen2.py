@@ -33,6 +33,7 @@ from modeling_lpn import (
     CodeGen2ForSequenceClassification,
     CodeGen2Model,
 )
+from modeling_lpn.layers_codegen2 import CodeGen2Linear, single_query_attention_forward
 from modeling_lpn.loss_codegen2 import causal_lm_loss
 from modeling_lpn.modeling_codegen2 import CodeGen2Attention, rotary_angles
 
@@ -655,3 +656,41 @@ def test_a_backend_without_the_mask_refuses():
     model.config._attn_implementation_internal = "flash_attention_2"
     with pytest.raises(ValueError, match="'flash_attention_2' cannot express a bidirectional prefix"):
         model(token_ids(2, 12), prefix_length=3)
+
+
+# Fast paths of the CPU
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 4, 16, 17])
+def test_linear_layer_equals_the_plain_one(dtype, rows):
+    torch.manual_seed(0)
+    layer = CodeGen2Linear(24, 40).to(dtype)
+    inputs = torch.randn(rows, 1, 24, dtype=dtype)
+    with torch.no_grad():
+        expected = nn.functional.linear(inputs, layer.weight, layer.bias)
+        torch.testing.assert_close(layer(inputs), expected)
+        torch.testing.assert_close(layer(inputs[:, 0]), expected[:, 0])
+    layer(inputs).sum().backward()
+    assert layer.weight.grad is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_of_a_single_query_equals_the_kernel(dtype):
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(3, 2, length, 8, dtype=dtype) for length in (1, 9, 9))
+    mask = torch.ones(3, 1, 1, 9, dtype=torch.bool)
+    mask[1, ..., :4] = False
+    for given in (None, mask):
+        ours = single_query_attention_forward(None, query, key, value, given, 0.3)[0].transpose(1, 2)
+        kernel = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=given, scale=0.3)
+        torch.testing.assert_close(ours, kernel, atol=1e-6 if dtype == torch.float32 else 0.02, rtol=0)
+
+
+def test_half_precision_decodes_as_a_whole_pass(model):
+    half, (ids, mask) = tiny_model().bfloat16(), left_padded()
+    with torch.no_grad():
+        full = half(ids, attention_mask=mask).logits.float().softmax(-1)
+        cache = half(ids[:, :11], attention_mask=mask[:, :11], use_cache=True).past_key_values
+        step = half(ids[:, 11:], attention_mask=mask, past_key_values=cache).logits.float().softmax(-1)
+    torch.testing.assert_close(step[:, 0], full[:, -1], atol=0.02, rtol=0)
