@@ -1,13 +1,33 @@
 """Neural program synthesis for Hugging Face: Latent Program Networks and CodeGen2."""
 
-from transformers import AutoConfig, AutoModel, AutoProcessor
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoProcessor
 
+from .code_tokenizers import codegen2_added_tokens, prepare_codegen2_tokenizer, train_codegen2_tokenizer
 from .collators import DataCollatorForGridTasks
+from .configuration_codegen2 import CodeGen2Config
 from .configuration_lpn import LPNConfig
 from .evaluation import EvaluationOutput, evaluate_tasks
+from .infilling_codegen2 import (
+    INFILL_FORMATS,
+    InfillFormat,
+    Infilling,
+    MaskLayout,
+    MiddleLayout,
+    encode_source,
+    infill,
+    infill_layout,
+)
 from .metrics import compute_arc_scores, make_submission, validate_submission
+from .modeling_codegen2 import (
+    CodeGen2ForCausalLM,
+    CodeGen2ForSequenceClassification,
+    CodeGen2Model,
+    CodeGen2PreTrainedModel,
+    regroup_qkv,
+)
 from .modeling_lpn import LPNModel, LPNPreTrainedModel
 from .outputs_lpn import LPNEncoderOutput, LPNGenerateOutput, LPNOutput
+from .pipelines import CodeInfillingPipeline
 from .processing_lpn import LPNProcessor
 from .search_lpn import SEARCH_METHODS, SearchConfig, SearchOutput
 from .sources import load_tasks, save_tasks
@@ -21,13 +41,29 @@ LPNConfig.register_for_auto_class()
 LPNModel.register_for_auto_class("AutoModel")
 LPNProcessor.register_for_auto_class("AutoProcessor")
 
+AutoConfig.register("codegen2", CodeGen2Config, exist_ok=True)
+AutoModel.register(CodeGen2Config, CodeGen2Model, exist_ok=True)
+AutoModelForCausalLM.register(CodeGen2Config, CodeGen2ForCausalLM, exist_ok=True)
+AutoModelForSequenceClassification.register(CodeGen2Config, CodeGen2ForSequenceClassification, exist_ok=True)
+CodeGen2Config.register_for_auto_class()
+CodeGen2Model.register_for_auto_class("AutoModel")
+CodeGen2ForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+CodeGen2ForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
+
 __version__ = "0.1.0"
 
 __all__ = [
-    "SEARCH_METHODS",
-    "TASK_GENERATORS",
+    "CodeGen2Config",
+    "CodeGen2ForCausalLM",
+    "CodeGen2ForSequenceClassification",
+    "CodeGen2Model",
+    "CodeGen2PreTrainedModel",
+    "CodeInfillingPipeline",
     "DataCollatorForGridTasks",
     "EvaluationOutput",
+    "INFILL_FORMATS",
+    "InfillFormat",
+    "Infilling",
     "LPNConfig",
     "LPNEncoderOutput",
     "LPNGenerateOutput",
@@ -35,15 +71,26 @@ __all__ = [
     "LPNOutput",
     "LPNPreTrainedModel",
     "LPNProcessor",
+    "MaskLayout",
+    "MiddleLayout",
     "PairTask",
     "PatternTask",
+    "SEARCH_METHODS",
     "SearchConfig",
     "SearchOutput",
+    "TASK_GENERATORS",
     "TaskStream",
+    "codegen2_added_tokens",
     "compute_arc_scores",
+    "encode_source",
     "evaluate_tasks",
+    "infill",
+    "infill_layout",
     "load_tasks",
     "make_submission",
+    "prepare_codegen2_tokenizer",
+    "regroup_qkv",
     "save_tasks",
+    "train_codegen2_tokenizer",
     "validate_submission",
 ]

@@ -1,0 +1,134 @@
+"""The attention masks of CodeGen2: causal, bidirectional prefix, packed documents (arXiv 2305.02309, section 3)."""
+
+import torch
+from torch import nn
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, create_causal_mask
+from transformers.utils.generic import is_flash_attention_requested
+
+
+def build_attention_mask(
+    config,
+    inputs_embeds,
+    attention_mask,
+    past_key_values,
+    position_ids=None,
+    block_sequence_ids=None,
+    prefix_length=None,
+):
+    """
+    The mask of one forward pass, in the form the attention implementation wants (`None` where a kernel knows it).
+
+    Beside causality and padding it knows a bidirectional prefix and packed documents. A document is where
+    `position_ids` start again. With `index` the number of a token among the real ones of its row, a query at position
+    p of its document sees the keys with index from `index - p` on; this holds for a cached step as for a whole row,
+    which transformers' own detection (only without cache and without padding mask) does not.
+
+    Raises:
+        ValueError: where the attention implementation has no mask for what is asked, or a prefix does not lie within
+            the first chunk.
+    """
+    length, device = inputs_embeds.shape[1], inputs_embeds.device
+    arguments = {
+        "config": config,
+        "inputs_embeds": inputs_embeds,
+        "attention_mask": attention_mask,
+        "past_key_values": past_key_values,
+    }
+    has_prefix = block_sequence_ids is not None or prefix_length is not None
+    if attention_mask is not None and len(attention_mask.shape) == 4:
+        if has_prefix:
+            raise ValueError(
+                "A 4-D `attention_mask` is used as it is, so `block_sequence_ids` and `prefix_length` would have no "
+                "effect; give the 2-D padding mask, or draw the prefix into the 4-D one."
+            )
+        return attention_mask
+    if position_ids is None and not has_prefix:
+        return create_causal_mask(**arguments)
+
+    past = past_key_values.get_seq_length() if past_key_values is not None else 0
+    if past_key_values is not None:
+        kv_length, _ = past_key_values.get_mask_sizes(length, 0)
+    else:
+        kv_length = length if attention_mask is None else attention_mask.shape[1]
+    real = torch.ones((1, kv_length), dtype=torch.bool, device=device)
+    if attention_mask is not None:
+        real = nn.functional.pad(attention_mask.to(device).bool(), (0, kv_length - attention_mask.shape[1]))
+    real = real.expand(inputs_embeds.shape[0], -1)
+    index = real.long().cumsum(-1) - 1  # (batch, kv_length)
+
+    block_ids = None
+    if has_prefix:
+        _require_mask_support(config, "a bidirectional prefix")
+        block_ids = _block_ids(block_sequence_ids, prefix_length, index, real, past, length)
+    if position_ids is not None:
+        queries = torch.arange(length, device=device) + past
+        starts = (index[:, queries] - position_ids).clamp(min=0) * real[:, queries]
+        starts = starts.cummax(-1).values  # (batch, length); a running maximum, as padding may lie inside a document
+        if torch.compiler.is_compiling() or starts.any():
+            _require_mask_support(config, "packed documents")
+            arguments["and_mask_function"] = lambda batch, head, q, kv: index[batch, kv] >= starts[batch, q - past]
+            if block_ids is not None and block_ids.shape[1] >= length and _is_zero(past):
+                # Blocks are joined to the causal mask after the documents are cut apart: the same number in two
+                # documents must not connect them.
+                ids = block_ids[:, :length]
+                block_ids = torch.where(ids >= 0, ids * (kv_length + 1) + starts, -1)
+    return create_causal_mask(**arguments, block_sequence_ids=block_ids)
+
+
+def _is_zero(past):
+    return not isinstance(past, torch.Tensor) and past == 0
+
+
+def _require_mask_support(config, what):
+    implementation = config._attn_implementation
+    if is_flash_attention_requested(config) or implementation not in ALL_MASK_ATTENTION_FUNCTIONS._global_mapping:
+        raise ValueError(
+            f"`attn_implementation` {implementation!r} cannot express {what}: it knows causal and padding masks only. "
+            'Call `model.set_attn_implementation("sdpa")` (or "eager", "flex_attention") first.'
+        )
+
+
+def _block_ids(block_sequence_ids, prefix_length, index, real, past, length):
+    """Ids of the bidirectional blocks over all key positions, -1 where a token is causal: `(batch, positions)`."""
+    checked = not torch.compiler.is_compiling()
+    if block_sequence_ids is not None and prefix_length is not None:
+        raise ValueError("Both `block_sequence_ids` and `prefix_length` are given; they say the same thing, give one.")
+    if block_sequence_ids is not None:
+        if block_sequence_ids.shape[0] != index.shape[0] or block_sequence_ids.shape[1] > index.shape[1]:
+            raise ValueError(
+                f"`block_sequence_ids` has shape {tuple(block_sequence_ids.shape)} for inputs of shape "
+                f"{(index.shape[0], length)}; give one id per token, -1 for a causal one."
+            )
+        crosses = checked and past > 0 and bool((block_sequence_ids[:, past : past + length] >= 0).any())
+        block_ids = block_sequence_ids
+    else:
+        prefix = torch.as_tensor(prefix_length, device=index.device).reshape(-1, 1)
+        if prefix.shape[0] not in (1, index.shape[0]):
+            raise ValueError(
+                f"`prefix_length` has {prefix.shape[0]} entries for a batch of {index.shape[0]}; give one number, or "
+                "one per row."
+            )
+        tokens = index[:, past + length - 1, None] + 1
+        if checked and bool(((prefix < 0) | (prefix > tokens)).any()):
+            raise ValueError(
+                f"`prefix_length` {prefix.flatten().tolist()} is not within the rows' {tokens.flatten().tolist()} "
+                "tokens (padding not counted); the whole prefix must be in the first chunk a model sees."
+            )
+        crosses = checked and past > 0 and bool((prefix > index[:, past - 1, None] + 1).any())
+        block_ids = torch.where((index < prefix) & real, 0, -1)
+    if crosses:
+        raise ValueError(
+            f"The bidirectional prefix reaches into a chunk that follows {int(past)} cached tokens, which could not "
+            "see it; process the whole prefix in one forward pass (no `prefill_chunk_size`)."
+        )
+    return block_ids
+
+
+def positions_in_documents(segment_ids, attention_mask):
+    """Positions that start again at 0 where `segment_ids` change, padding not counted: `(batch, length)`."""
+    real = torch.ones_like(segment_ids) if attention_mask is None else attention_mask.to(segment_ids.dtype)
+    index = real.cumsum(-1) - 1
+    changes = torch.diff(segment_ids, dim=-1, prepend=segment_ids[:, :1] - 1) != 0
+    # A padded first token has index -1; the document then starts at the next real one, 0.
+    starts = torch.where(changes, index + (1 - real), 0).cummax(-1).values
+    return (index - starts).clamp(min=0)

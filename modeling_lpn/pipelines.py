@@ -1,0 +1,62 @@
+"""The pipeline "code-infilling"."""
+
+from transformers import AutoModelForCausalLM, Pipeline
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from .infilling_codegen2 import infill
+
+
+class CodeInfillingPipeline(Pipeline):
+    """
+    Fills the holes of source code: `pipeline("code-infilling", model=model, tokenizer=tokenizer)`.
+
+    Called with a dictionary, `{"prefix": ..., "suffix": ...}` or `{"pieces": [...]}` (the texts before, between and
+    after the holes), or with a list of them, it returns a dictionary with `text`, `spans`, `finished` and `truncated`
+    (see [`Infilling`]), or a list. `batch_size` rows of a list are generated together; other keyword arguments are
+    those of [`infill`].
+
+    Raises:
+        ValueError: for a request with other keys, and as [`infill`].
+    """
+
+    _load_tokenizer = True
+    _load_processor = _load_image_processor = _load_feature_extractor = False
+
+    def __call__(self, inputs, *args, batch_size=None, **kwargs):
+        if not isinstance(inputs, list):
+            return super().__call__((inputs,), *args, **kwargs)[0]
+        # `infill` pads a batch by itself, so a tuple of requests goes through the pipeline as one input.
+        size = batch_size or self._batch_size or 1
+        batches = [tuple(inputs[start : start + size]) for start in range(0, len(inputs), size)]
+        return [result for batch in batches for result in super(CodeInfillingPipeline, self).__call__(batch, **kwargs)]
+
+    def _sanitize_parameters(self, **kwargs):
+        return {}, kwargs, {}
+
+    def preprocess(self, inputs):
+        pieces = []
+        for request in inputs:
+            if set(request) == {"prefix", "suffix"}:
+                pieces.append([request["prefix"], request["suffix"]])
+            elif set(request) == {"pieces"}:
+                pieces.append(request["pieces"])
+            else:
+                raise ValueError(
+                    f"A request has the keys {sorted(request)}; give `prefix` and `suffix`, or `pieces` for several "
+                    "holes."
+                )
+        return {"pieces": pieces}
+
+    def _forward(self, model_inputs, **kwargs):
+        return {"infillings": infill(self.model, self.tokenizer, pieces=model_inputs["pieces"], **kwargs)}
+
+    def postprocess(self, model_outputs):
+        return [
+            {"text": result.text, "spans": result.spans, "finished": result.finished, "truncated": result.truncated}
+            for result in model_outputs["infillings"]
+        ]
+
+
+PIPELINE_REGISTRY.register_pipeline(
+    "code-infilling", pipeline_class=CodeInfillingPipeline, pt_model=(AutoModelForCausalLM,), type="text"
+)

@@ -1,0 +1,161 @@
+"""
+Measures CodeGen2 against transformers' built-in `CodeGenForCausalLM`: same weights, alternating in one process.
+
+    python recipes/benchmark_codegen2.py --output outputs/benchmark_codegen2.json
+    python recipes/benchmark_codegen2.py --device cuda --dtypes bfloat16 --cases train-8x2048 decode-1-static-compile
+
+Each case gives the median of the repeats for both classes, the time the machine's matrix products alone would take
+(measured in the same run, on the model's own layer sizes), and the peak memory of a process that runs only that case.
+"""
+
+import argparse
+import datetime
+import functools
+import itertools
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from transformers import CodeGenConfig, CodeGenForCausalLM
+
+from modeling_lpn import CodeGen2Config, CodeGen2ForCausalLM
+
+
+SIZES = {"vocab_size": 51200, "n_positions": 2048, "n_embd": 1024, "n_layer": 20, "n_head": 16, "rotary_dim": 32}
+CASES = ["prefill-1x512", "prefill-1x2048", "train-2x512", "train-1x2048"]
+CASES += ["decode-1", "decode-4", "decode-1-static-compile"]
+PROMPT, NEW_TOKENS = 128, 64
+
+
+def make_model(which, arguments):
+    sizes = SIZES | {"n_layer": arguments.layers}
+    torch.set_default_dtype(getattr(torch, arguments.dtype))
+    with torch.device(arguments.device):
+        if which == "ours":
+            return CodeGen2ForCausalLM(CodeGen2Config(**sizes, mp_num=4))
+        return CodeGenForCausalLM(CodeGenConfig(**sizes))
+
+
+def make_step(model, case, device):
+    """A function that runs the case once; `prefill-BxT`, `train-BxT` or `decode-B[-static][-compile]`."""
+    kind, shape, *options = case.split("-")
+    batch, length = map(int, shape.split("x")) if "x" in shape else (int(shape), PROMPT)
+    ids = torch.randint(3, 50000, (batch, length), generator=torch.Generator().manual_seed(0)).to(device)
+    model.train(kind == "train")
+    if kind == "train":
+
+        def step():
+            model.zero_grad(set_to_none=True)
+            model(ids, labels=ids, use_cache=False).loss.backward()
+
+        return step
+    if kind == "prefill":
+        return torch.no_grad()(lambda: model(ids, use_cache=False))
+    settings = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False, "pad_token_id": 0}
+    if "static" in options:
+        settings["cache_implementation"] = "static"
+    forward = torch.compile(model.forward, dynamic=False, fullgraph=True) if "compile" in options else model.forward
+
+    def step():
+        model.forward = forward
+        model.generate(ids, attention_mask=torch.ones_like(ids), **settings)
+
+    return step
+
+
+def clock(step, device):
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    wait()
+    start = time.perf_counter()
+    step()
+    wait()
+    return time.perf_counter() - start
+
+
+def ceiling_seconds(case, arguments):
+    """Time of the case's linear layers alone, as matrix products of the same sizes; `None` for decoding."""
+    kind, shape, *_ = case.split("-")
+    if kind == "decode":
+        return None
+    batch, length = map(int, shape.split("x"))
+    width, total = SIZES["n_embd"], 0.0
+    shapes = [(width, 3 * width), (width, width), (width, 4 * width), (4 * width, width), (width, SIZES["vocab_size"])]
+    for (inner, outer), times in zip(shapes, [arguments.layers] * 4 + [1]):
+        left, right = (torch.randn(rows, inner, device=arguments.device) for rows in (batch * length, outer))
+        product = functools.partial(torch.nn.functional.linear, left, right)
+        product()
+        total += times * statistics.median(clock(product, arguments.device) for _ in range(arguments.repeats))
+    return total * (3 if kind == "train" else 1)  # backward: the gradients of both factors
+
+
+def peak_megabytes(which, case, arguments):
+    command = [sys.executable, __file__, "--memory_of", which, "--cases", case, "--dtypes", arguments.dtype]
+    command += ["--device", arguments.device, "--layers", str(arguments.layers), "--threads", str(arguments.threads)]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+
+
+def measure_memory(which, case, arguments):
+    make_step(make_model(which, arguments), case, arguments.device)()
+    if arguments.device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    status = Path("/proc/self/status").read_text()  # not `ru_maxrss`, which a child inherits from its parent
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
+def measure_case(case, arguments):
+    models = {which: make_model(which, arguments) for which in ("ours", "stock")}
+    models["ours"].load_state_dict(models["stock"].state_dict())
+    steps = {which: make_step(model, case, arguments.device) for which, model in models.items()}
+    if case.count("-") > 1:  # against the built-in class as most people run it, too
+        steps["stock_plain"] = make_step(models["stock"], "-".join(case.split("-")[:2]), arguments.device)
+    times = {which: [] for which in steps}
+    for repeat in range(arguments.repeats + 1):
+        for which in steps if repeat % 2 else reversed(steps):  # each goes first half of the time
+            seconds = clock(steps[which], arguments.device)
+            if repeat:  # the first round warms up
+                times[which].append(seconds)
+    row = {"case": case, "dtype": arguments.dtype, "device": arguments.device, "seconds": times}
+    medians = {which: statistics.median(values) for which, values in times.items()}
+    row |= {f"{which}_seconds": seconds for which, seconds in medians.items()}
+    row |= {f"speedup_over_{which}": medians[which] / medians["ours"] for which in medians if which != "ours"}
+    row["matmul_seconds"] = ceiling_seconds(case, arguments)
+    if not arguments.skip_memory:
+        row |= {f"{which}_peak_mb": peak_megabytes(which, case, arguments) for which in models}
+        row["memory_ratio"] = row["ours_peak_mb"] / row["stock_peak_mb"]
+    return row
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", nargs="+", default=CASES)
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--layers", type=int, default=SIZES["n_layer"], help="fewer, for a try")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--skip_memory", action="store_true")
+    parser.add_argument("--memory_of", choices=["ours", "stock"], help=argparse.SUPPRESS)
+    parser.add_argument("--output", type=Path, default=Path("outputs/benchmark_codegen2.json"))
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(arguments.threads)
+    machine = torch.cuda.get_device_name() if arguments.device == "cuda" else f"{arguments.threads} CPU threads"
+    result = {"command": " ".join(sys.argv), "date": datetime.date.today().isoformat(), "machine": machine}
+    result |= {"torch": torch.__version__, "sizes": SIZES | {"n_layer": arguments.layers}, "rows": []}
+    for dtype, case in itertools.product(arguments.dtypes, arguments.cases):
+        arguments.dtype = dtype
+        if arguments.memory_of:
+            print(measure_memory(arguments.memory_of, case, arguments))
+            continue
+        row = measure_case(case, arguments)
+        result["rows"].append(row)
+        print({name: round(v, 3) if isinstance(v, float) else v for name, v in row.items() if name != "seconds"})
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
