@@ -10,7 +10,7 @@ from transformers import initialization as init
 
 from .configuration_lpn import LPNConfig
 from .outputs_lpn import LPNEncoderOutput, LPNGenerateOutput, LPNOutput
-from .search_lpn import SearchConfig, SearchOutput, masked_mean, search_latents
+from .search_lpn import SearchConfig, SearchOutput, concatenate_searches, masked_mean, search_latents
 from .transformer_lpn import (
     DecoderChunk,
     GridPairs,
@@ -295,7 +295,7 @@ class LPNModel(LPNPreTrainedModel):
                     latents[part], pair_mask[part], pairs.take(inside), tasks[inside] - start, search, samples
                 )
             )
-        return found[0] if len(found) == 1 else _concatenate(found)
+        return found[0] if len(found) == 1 else concatenate_searches(found)
 
     def _search(self, latents, pair_mask, pairs, tasks, search, noise, index=None) -> SearchOutput:
         """Search over rows of latents; `tasks[k]` is the row that must explain `pairs[index[k]]`."""
@@ -574,21 +574,6 @@ class LPNModel(LPNPreTrainedModel):
             cells_same = ((cells == chunk.colors.unsqueeze(1)) | ~chunk.real.unsqueeze(1)).all(-1)
             same.append(shape_same & cells_same)
         return torch.cat(same, 1)
-
-
-def _concatenate(outputs: list[SearchOutput]) -> SearchOutput:
-    """Search results of parts of a batch as one; shorter ones are filled up at the end with what was never visited."""
-
-    def join(name):
-        tensors = [output[name] for output in outputs]
-        sizes = [max(lengths) for lengths in zip(*(tensor.shape[1:] for tensor in tensors))]
-        fill = {"log_probs": -torch.inf, "trajectory_log_probs": torch.nan}.get(name, 0)
-        joined = tensors[0].new_full((sum(map(len, tensors)), *sizes), fill)
-        for part, tensor in zip(joined.split([len(tensor) for tensor in tensors]), tensors):
-            part[tuple(slice(length) for length in tensor.shape)] = tensor
-        return joined
-
-    return SearchOutput(**{name: join(name) for name in outputs[0]})
 
 
 def _mean_between(values: torch.Tensor, pair_mask: torch.Tensor) -> torch.Tensor:

@@ -369,4 +369,26 @@ def search_latents(
     return SEARCH_METHODS[config.method](log_prob, starts, start_mask, config, noise[:, :num_samples])
 
 
-__all__ = ["SEARCH_METHODS", "SearchConfig", "SearchOutput", "search_latents", "start_latents"]
+def concatenate_searches(outputs: list[SearchOutput]) -> SearchOutput:
+    """Results of parts of a batch as one; shorter ones are filled up at the end with what was never visited."""
+
+    def join(name):
+        tensors = [output[name] for output in outputs]
+        sizes = [max(lengths) for lengths in zip(*(tensor.shape[1:] for tensor in tensors))]
+        fill = {"log_probs": -torch.inf, "trajectory_log_probs": torch.nan}.get(name, 0)
+        joined = tensors[0].new_full((sum(map(len, tensors)), *sizes), fill)
+        for part, tensor in zip(joined.split([len(tensor) for tensor in tensors]), tensors):
+            part[tuple(slice(length) for length in tensor.shape)] = tensor
+        return joined
+
+    return SearchOutput(**{name: join(name) for name in outputs[0]})
+
+
+__all__ = [
+    "SEARCH_METHODS",
+    "SearchConfig",
+    "SearchOutput",
+    "concatenate_searches",
+    "search_latents",
+    "start_latents",
+]
