@@ -489,6 +489,11 @@ def test_prefixes_of_packed_documents_keep_apart(model):
         for use_cache in (False, True):
             packed = model(ids, position_ids=POSITIONS, block_sequence_ids=blocks, use_cache=use_cache).logits
             torch.testing.assert_close(packed, expected, atol=1e-5, rtol=0)
+        cache = StaticCache(config=model.config, max_cache_len=16)
+        for _ in range(2):  # the second time the cache was used before
+            packed = model(ids, position_ids=POSITIONS, block_sequence_ids=blocks, past_key_values=cache).logits
+            torch.testing.assert_close(packed, expected, atol=1e-5, rtol=0)
+            cache.reset()
 
 
 def test_positions_of_padding_inside_a_row_start_no_document(model):
@@ -681,7 +686,7 @@ def test_attention_of_a_single_query_equals_the_kernel(dtype):
     query, key, value = (torch.randn(3, 2, length, 8, dtype=dtype) for length in (1, 9, 9))
     mask = torch.ones(3, 1, 1, 9, dtype=torch.bool)
     mask[1, ..., :4] = False
-    for given in (None, mask):
+    for given in (None, mask, torch.where(mask, 0.0, -100.0).to(dtype)):
         ours = single_query_attention_forward(None, query, key, value, given, 0.3)[0].transpose(1, 2)
         kernel = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=given, scale=0.3)
         torch.testing.assert_close(ours, kernel, atol=1e-6 if dtype == torch.float32 else 0.02, rtol=0)
