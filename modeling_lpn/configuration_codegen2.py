@@ -155,7 +155,8 @@ class CodeGen2Config(PreTrainedConfig):
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if config_dict.get("model_type") == "codegen":
-            config_dict = cls.repair_released(config_dict)
+            given = {} if kwargs.get("mp_num") is None else {"mp_num": kwargs["mp_num"]}
+            config_dict = cls.repair_released(config_dict | given)
         return config_dict, kwargs
 
     @classmethod

@@ -367,7 +367,7 @@ def infill(
 
     spans = [[] for _ in sources]
     finished = [[] for _ in sources]
-    for hole in range(max(len(pieces) for pieces, _ in sources) - 1):
+    for hole in range(max((len(pieces) for pieces, _ in sources), default=1) - 1):
         rows = [row for row, (pieces, _) in enumerate(sources) if hole < len(pieces) - 1]
         prompts = [layout.prompt(sources[row][0], spans[row]) for row in rows]
         for row, new in zip(rows, _generate(model, prompts, layout, max_new_tokens, kwargs)):
@@ -394,7 +394,7 @@ def _requests(prefix, suffix, pieces):
             raise ValueError("`prefix` and `suffix` are not alike: give two texts, or two lists of equal lengths.")
         pieces = list(zip(prefixes, suffixes))
     else:
-        single = isinstance(pieces[0], str)
+        single = len(pieces) > 0 and isinstance(pieces[0], str)
         pieces = [pieces] if single else pieces
     for row in pieces:
         if len(row) < 2:

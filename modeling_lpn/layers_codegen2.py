@@ -15,10 +15,12 @@ def eager_attention_forward(module, query, key, value, attention_mask, scaling, 
 
 
 def single_query_attention_forward(module, query, key, value, attention_mask, scaling, **kwargs):
-    """Attention of one query per row; boolean mask `(batch, 1, 1, keys)`, True where it may look."""
+    """Attention of one query per row, with the masks of `sdpa`: boolean (True where it may look) or additive."""
     scores = torch.matmul(query * scaling, key.transpose(2, 3)).float()
-    if attention_mask is not None:
+    if attention_mask is not None and attention_mask.dtype == torch.bool:
         scores = scores.masked_fill(~attention_mask, torch.finfo(torch.float32).min)
+    elif attention_mask is not None:
+        scores = scores + attention_mask
     return torch.matmul(scores.softmax(dim=-1).to(value.dtype), value).transpose(1, 2), None
 
 

@@ -67,16 +67,17 @@ def build_attention_mask(
         if torch.compiler.is_compiling() or starts.any():
             _require_mask_support(config, "packed documents")
             arguments["and_mask_function"] = lambda batch, head, q, kv: index[batch, kv] >= starts[batch, q - past]
-            if block_ids is not None and block_ids.shape[1] >= length and _is_zero(past):
+            if block_ids is not None and _is_empty(past):
                 # Blocks are joined to the causal mask after the documents are cut apart: the same number in two
                 # documents must not connect them.
-                ids = block_ids[:, :length]
-                block_ids = torch.where(ids >= 0, ids * (kv_length + 1) + starts, -1)
+                block_ids = nn.functional.pad(block_ids, (0, length - block_ids.shape[1]), value=-1)
+                block_ids = torch.where(block_ids >= 0, block_ids * (kv_length + 1) + starts, -1)
     return create_causal_mask(**arguments, block_sequence_ids=block_ids)
 
 
-def _is_zero(past):
-    return not isinstance(past, torch.Tensor) and past == 0
+def _is_empty(past):
+    # The fill of a static cache is a tensor once it was used: a compiled graph, which is not to read it, decodes.
+    return past == 0 if isinstance(past, int) else not torch.compiler.is_compiling() and bool(past == 0)
 
 
 def _require_mask_support(config, what):

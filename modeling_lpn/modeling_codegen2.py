@@ -83,9 +83,9 @@ class CodeGen2Attention(nn.Module):
         self.is_causal = True
         # The parameter keeps the released layout, `mp_num` groups of [q | v | k] rows, and the forward pass reads it
         # as it lies. The other design, splitting it into q, k and v while loading, needs every way to load weights
-        # to know of it: `load_state_dict`, which Trainer uses to resume and to load the best model, does not, and
-        # would leave q, k and v random. This way those are safe, one product makes all three, and what is saved is
-        # the released layout, bit for bit.
+        # to know of it; `load_state_dict`, with which Trainer resumes and loads the best model, does not, and would
+        # leave q, k and v random. This way it is safe, one product makes all three, and what is saved is the
+        # released layout, bit for bit.
         self.qkv_proj = CodeGen2Linear(config.n_embd, 3 * config.n_embd, bias=False)
         self.out_proj = CodeGen2Linear(config.n_embd, config.n_embd, bias=False)
         self.resid_dropout = nn.Dropout(config.resid_pdrop)
@@ -102,9 +102,7 @@ class CodeGen2Attention(nn.Module):
         qkv = self.qkv_proj(hidden_states).view(batch, length, self.mp_num, 3, self.heads_per_group, self.head_dim)
 
         cos, sin = (angles[:, None, None] for angles in position_embeddings)  # (batch, 1, 1, length, rotary_dim / 2)
-        query_key = qkv[:, :, :, 0::2].permute(
-            3, 0, 2, 4, 1, 5
-        )  # (2, batch, groups, heads_per_group, length, head_dim)
+        query_key = qkv[:, :, :, 0::2].permute(3, 0, 2, 4, 1, 5)  # (2, batch, groups, heads of one, length, head_dim)
         query, key = rotate_pairs(query_key, cos, sin).flatten(2, 3)  # each (batch, heads, length, head_dim)
         value = qkv[:, :, :, 1].permute(0, 2, 3, 1, 4).flatten(1, 2)  # (batch, heads, length, head_dim)
         if past_key_values is not None:

@@ -2,10 +2,11 @@
 Measures CodeGen2 against transformers' built-in `CodeGenForCausalLM`: same weights, alternating in one process.
 
     python recipes/benchmark_codegen2.py --output outputs/benchmark_codegen2.json
+    python recipes/benchmark_codegen2.py --cases decode-1-static-compile decode-4-static-compile
     python recipes/benchmark_codegen2.py --device cuda --dtypes bfloat16 --cases train-8x2048 decode-1-static-compile
 
-Each case gives the median of the repeats for both classes, the time the machine's matrix products alone would take
-(measured in the same run, on the model's own layer sizes), and the peak memory of a process that runs only that case.
+Each case gives both classes' medians, the time its matrix products alone take on this machine (measured in the same
+run), and the peak memory of a process that runs only that case.
 """
 
 import argparse
@@ -26,8 +27,7 @@ from modeling_lpn import CodeGen2Config, CodeGen2ForCausalLM
 
 
 SIZES = {"vocab_size": 51200, "n_positions": 2048, "n_embd": 1024, "n_layer": 20, "n_head": 16, "rotary_dim": 32}
-CASES = ["prefill-1x512", "prefill-1x2048", "train-2x512", "train-1x2048"]
-CASES += ["decode-1", "decode-4", "decode-1-static-compile"]
+CASES = ["prefill-1x512", "prefill-1x2048", "train-2x512", "train-1x2048", "decode-1", "decode-4", "decode-1-static"]
 PROMPT, NEW_TOKENS = 128, 64
 
 
@@ -35,9 +35,8 @@ def make_model(which, arguments):
     sizes = SIZES | {"n_layer": arguments.layers}
     torch.set_default_dtype(getattr(torch, arguments.dtype))
     with torch.device(arguments.device):
-        if which == "ours":
-            return CodeGen2ForCausalLM(CodeGen2Config(**sizes, mp_num=4))
-        return CodeGenForCausalLM(CodeGenConfig(**sizes))
+        ours = which == "ours"
+        return CodeGen2ForCausalLM(CodeGen2Config(**sizes)) if ours else CodeGenForCausalLM(CodeGenConfig(**sizes))
 
 
 def make_step(model, case, device):
@@ -46,33 +45,27 @@ def make_step(model, case, device):
     batch, length = map(int, shape.split("x")) if "x" in shape else (int(shape), PROMPT)
     ids = torch.randint(3, 50000, (batch, length), generator=torch.Generator().manual_seed(0)).to(device)
     model.train(kind == "train")
-    if kind == "train":
 
-        def step():
-            model.zero_grad(set_to_none=True)
-            model(ids, labels=ids, use_cache=False).loss.backward()
+    def train():
+        model.zero_grad(set_to_none=True)
+        model(ids, labels=ids, use_cache=False).loss.backward()
 
-        return step
-    if kind == "prefill":
-        return torch.no_grad()(lambda: model(ids, use_cache=False))
-    settings = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False, "pad_token_id": 0}
-    if "static" in options:
-        settings["cache_implementation"] = "static"
-    forward = torch.compile(model.forward, dynamic=False, fullgraph=True) if "compile" in options else model.forward
-
-    def step():
+    def decode():
         model.forward = forward
         model.generate(ids, attention_mask=torch.ones_like(ids), **settings)
 
-    return step
+    settings = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False, "pad_token_id": 0}
+    settings |= {"cache_implementation": "static"} if "static" in options else {}
+    forward = torch.compile(model.forward, dynamic=False, fullgraph=True) if "compile" in options else model.forward
+    prefill = torch.no_grad()(lambda: model(ids, use_cache=False))
+    return {"train": train, "prefill": prefill, "decode": decode}[kind]
 
 
 def clock(step, device):
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     wait()
     start = time.perf_counter()
-    step()
-    wait()
+    step(), wait()
     return time.perf_counter() - start
 
 
@@ -81,8 +74,7 @@ def ceiling_seconds(case, arguments):
     kind, shape, *_ = case.split("-")
     if kind == "decode":
         return None
-    batch, length = map(int, shape.split("x"))
-    width, total = SIZES["n_embd"], 0.0
+    (batch, length), width, total = map(int, shape.split("x")), SIZES["n_embd"], 0.0
     shapes = [(width, 3 * width), (width, width), (width, 4 * width), (4 * width, width), (width, SIZES["vocab_size"])]
     for (inner, outer), times in zip(shapes, [arguments.layers] * 4 + [1]):
         left, right = (torch.randn(rows, inner, device=arguments.device) for rows in (batch * length, outer))
@@ -115,14 +107,13 @@ def measure_case(case, arguments):
     times = {which: [] for which in steps}
     for repeat in range(arguments.repeats + 1):
         for which in steps if repeat % 2 else reversed(steps):  # each goes first half of the time
-            seconds = clock(steps[which], arguments.device)
-            if repeat:  # the first round warms up
-                times[which].append(seconds)
+            times[which].append(clock(steps[which], arguments.device))
+    times = {which: values[1:] for which, values in times.items()}  # the first round warms up
     row = {"case": case, "dtype": arguments.dtype, "device": arguments.device, "seconds": times}
     medians = {which: statistics.median(values) for which, values in times.items()}
     row |= {f"{which}_seconds": seconds for which, seconds in medians.items()}
     row |= {f"speedup_over_{which}": medians[which] / medians["ours"] for which in medians if which != "ours"}
-    row["matmul_seconds"] = ceiling_seconds(case, arguments)
+    row |= {"matmul_seconds": ceiling_seconds(case, arguments)}
     if not arguments.skip_memory:
         row |= {f"{which}_peak_mb": peak_megabytes(which, case, arguments) for which in models}
         row["memory_ratio"] = row["ours_peak_mb"] / row["stock_peak_mb"]
@@ -142,18 +133,16 @@ def main(argv=None):
     parser.add_argument("--output", type=Path, default=Path("outputs/benchmark_codegen2.json"))
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
     machine = torch.cuda.get_device_name() if arguments.device == "cuda" else f"{arguments.threads} CPU threads"
     result = {"command": " ".join(sys.argv), "date": datetime.date.today().isoformat(), "machine": machine}
     result |= {"torch": torch.__version__, "sizes": SIZES | {"n_layer": arguments.layers}, "rows": []}
     for dtype, case in itertools.product(arguments.dtypes, arguments.cases):
         arguments.dtype = dtype
         if arguments.memory_of:
-            print(measure_memory(arguments.memory_of, case, arguments))
-            continue
-        row = measure_case(case, arguments)
-        result["rows"].append(row)
-        print({name: round(v, 3) if isinstance(v, float) else v for name, v in row.items() if name != "seconds"})
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+            return print(measure_memory(arguments.memory_of, case, arguments))
+        result["rows"].append(measure_case(case, arguments))
+        print({name: value for name, value in result["rows"][-1].items() if name != "seconds"}, flush=True)
         arguments.output.write_text(json.dumps(result, indent=2) + "\n")
 
 

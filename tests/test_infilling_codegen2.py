@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -204,6 +205,7 @@ def test_rows_of_a_batch_are_filled_as_alone(model, tokenizer):
     for pair, result in zip(pairs, batch):
         assert model.infill(tokenizer, *pair, max_new_tokens=6) == result
         assert result.text == pair[0] + result.spans[0] + pair[1]
+    assert model.infill(tokenizer, [], []) == model.infill(tokenizer, pieces=[]) == []
 
 
 def test_what_infill_refuses(model, tokenizer):
@@ -274,6 +276,22 @@ def test_a_released_tokenizer_is_repaired(tokenizer):
         prepare_codegen2_tokenizer(plain)
     with pytest.raises(ValueError, match="leaves 247 tokens beside the 53"):
         train_codegen2_tokenizer(["a"], vocab_size=300, num_masks=9)
+
+
+@pytest.mark.skipif("CODEGEN2_REFERENCE" not in os.environ, reason="CODEGEN2_REFERENCE names no released tokenizer")
+def test_the_released_tokenizer():
+    tokenizer = prepare_codegen2_tokenizer(
+        AutoTokenizer.from_pretrained(f"{os.environ['CODEGEN2_REFERENCE']}/tokenizer")
+    )
+    assert tokenizer.convert_tokens_to_ids(codegen2_added_tokens()) == list(range(50257, 51200))
+    layout = infill_layout(tokenizer)
+    pieces = [encode_source(tokenizer, text) for text in ("def hello_world():\n    ", "    return name")]
+    card = [4299, 23748, 62, 6894, 33529, 198, 50284, 51199, 50284, 7783, 1438, 50256, 50299, 51199]
+    assert layout.prompt(pieces) == card and layout.stops == (50300, 50256)
+    assert tokenizer.decode(card, skip_special_tokens=True) == "def hello_world():\n        return name"
+    for text in HOSTILE:
+        ids = encode_source(tokenizer, text)
+        assert not set(ids) & layout.control_ids and tokenizer.decode(ids) == text
 
 
 @pytest.mark.parametrize(
