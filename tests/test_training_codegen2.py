@@ -105,8 +105,8 @@ def run_python(code, folder, **env):
 
 
 REMOTE = """
-import importlib.util, torch
-assert importlib.util.find_spec("modeling_lpn") is None
+import sys, torch
+sys.modules["modeling_lpn"] = None  # importing the package fails, installed or not
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from transformers import Trainer, TrainingArguments
 model = AutoModelForCausalLM.from_pretrained("repo", trust_remote_code=True).eval()
