@@ -3,7 +3,7 @@
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoProcessor
 
 from .code_tokenizers import codegen2_added_tokens, prepare_codegen2_tokenizer, train_codegen2_tokenizer
-from .collators import DataCollatorForGridTasks
+from .collators import DataCollatorForCodeObjectives, DataCollatorForGridTasks, explain
 from .configuration_codegen2 import CodeGen2Config
 from .configuration_lpn import LPNConfig
 from .evaluation import EvaluationOutput, evaluate_tasks
@@ -26,7 +26,9 @@ from .modeling_codegen2 import (
     regroup_qkv,
 )
 from .modeling_lpn import LPNModel, LPNPreTrainedModel
+from .objectives import OBJECTIVES, PRESETS, ObjectiveMixture, TokenSplitter
 from .outputs_lpn import LPNEncoderOutput, LPNGenerateOutput, LPNOutput
+from .packing import DocumentStream, PackedSequences, StreamedSequences, TokenizedDocuments
 from .pipelines import CodeInfillingPipeline
 from .processing_lpn import LPNProcessor
 from .search_lpn import SEARCH_METHODS, SearchConfig, SearchOutput
@@ -59,7 +61,9 @@ __all__ = [
     "CodeGen2Model",
     "CodeGen2PreTrainedModel",
     "CodeInfillingPipeline",
+    "DataCollatorForCodeObjectives",
     "DataCollatorForGridTasks",
+    "DocumentStream",
     "EvaluationOutput",
     "INFILL_FORMATS",
     "InfillFormat",
@@ -73,17 +77,25 @@ __all__ = [
     "LPNProcessor",
     "MaskLayout",
     "MiddleLayout",
+    "OBJECTIVES",
+    "ObjectiveMixture",
+    "PRESETS",
+    "PackedSequences",
     "PairTask",
     "PatternTask",
     "SEARCH_METHODS",
     "SearchConfig",
     "SearchOutput",
+    "StreamedSequences",
     "TASK_GENERATORS",
     "TaskStream",
+    "TokenSplitter",
+    "TokenizedDocuments",
     "codegen2_added_tokens",
     "compute_arc_scores",
     "encode_source",
     "evaluate_tasks",
+    "explain",
     "infill",
     "infill_layout",
     "load_tasks",

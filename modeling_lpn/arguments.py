@@ -1,8 +1,8 @@
 """Arguments of the recipes: a flat YAML file gives the defaults, the command line wins.
 
 The values of a YAML file are parsed as if they were flags, so argparse gives them their types (`1e-4` is a float; YAML
-alone reads it as text). Fields of [`LPNConfig`], [`SearchConfig`] and the task generators become flags without being
-named here again.
+alone reads it as text). Fields of [`LPNConfig`], [`CodeGen2Config`], [`SearchConfig`] and the task generators become flags
+without being named here again.
 """
 
 import ctypes
@@ -14,12 +14,14 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import get_origin
+from typing import get_args, get_origin
 
 import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
 
+from .configuration_codegen2 import CodeGen2Config
 from .configuration_lpn import LPNConfig
 from .search_lpn import SearchConfig
 from .tasks import TASK_GENERATORS
@@ -133,6 +135,7 @@ def arguments_from(sources: type | Iterable[type], name: str, prefix: str = "", 
             default = "" if field.default is dataclasses.MISSING else f" (its default: {field.default})"
             metadata = {"help": f"`{field.name}` of {source.__name__}{default}".replace("%", "%%")}
             kind = list[str] if get_origin(hints[field.name]) is Sequence else hints[field.name]
+            kind = float if {float, int} <= set(get_args(kind)) else kind  # a parser knows one type for each argument
             fields[field.name] = (prefix + field.name, kind | None, dataclasses.field(default=None, metadata=metadata))
     made = dataclasses.make_dataclass(name, list(fields.values()))
     made.__module__ = __name__
@@ -194,6 +197,30 @@ def stay_on_cpu(use_cpu: bool = False) -> bool:
     return use_cpu or launched or not torch.accelerator.is_available()
 
 
+def find_checkpoint(args: TrainingArguments) -> str | None:
+    """The checkpoint to continue from.
+
+    Args:
+        args (`TrainingArguments`): `resume_from_checkpoint` is a folder, `"auto"` for the last checkpoint in `output_dir`
+            if there is one, or `None`.
+
+    Returns:
+        `str`, *optional*: its folder.
+
+    Raises:
+        ValueError: `output_dir` holds checkpoints of an earlier run, and nothing says to continue it.
+    """
+    last = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
+    if args.resume_from_checkpoint == "auto":
+        return last
+    if args.resume_from_checkpoint is None and last is not None:
+        raise ValueError(
+            f"{args.output_dir} holds checkpoints of an earlier run (the last: {Path(last).name}); continue it with "
+            "--resume_from_checkpoint auto, or choose another --output_dir"
+        )
+    return args.resume_from_checkpoint
+
+
 def end_together(accelerator) -> None:
     """Waits until all processes of a launch are done, then dissolves their group; the last act of a recipe.
 
@@ -213,6 +240,9 @@ def end_together(accelerator) -> None:
 ModelArguments = arguments_from(LPNConfig, "ModelArguments")
 SearchArguments = arguments_from(SearchConfig, "SearchArguments", prefix="search_")
 TrainSearchArguments = arguments_from(SearchConfig, "TrainSearchArguments", prefix="train_search_")
+CodeGen2Arguments = arguments_from(
+    CodeGen2Config, "CodeGen2Arguments", skip=("bos_token_id", "eos_token_id", "pad_token_id", "eom_token_id", "use_cache")
+)
 TaskArguments = arguments_from(TASK_GENERATORS.values(), "TaskArguments", prefix="task_")
 
 
@@ -258,6 +288,29 @@ class LPNTrainingArguments(TrainingArguments):
     logging_steps: float = option(100, "Log the losses every so many steps.")
     save_total_limit: int | None = option(2, "Checkpoints to keep.")
     train_sampling_strategy: str = option("sequential", "Order of the stream; sequential keeps its grouping.")
+    remove_unused_columns: bool = option(False, "Must stay off: the collator reads what the model does not.")
+    ddp_find_unused_parameters: bool | None = option(
+        False, "Whether some parameters get no gradient in several processes."
+    )
+
+    def __post_init__(self):
+        self.use_cpu = stay_on_cpu(self.use_cpu)
+        super().__post_init__()
+
+
+@dataclasses.dataclass
+class CodeTrainingArguments(TrainingArguments):
+    """`TrainingArguments` for code models: AdamW (0.9, 0.95), weight decay 0.1, cosine schedule; see [`CodeTrainer`]."""
+
+    learning_rate: float = option(3e-4, "Peak learning rate.")
+    weight_decay: float = option(0.1, "Weight decay, on weight matrices.")
+    adam_beta2: float = option(0.95, "Second momentum of AdamW.")
+    lr_scheduler_type: str = option("cosine", "Learning rate schedule of transformers by name.")
+    warmup_steps: float = option(0.02, "Steps of linear warm-up (below 1: share of all steps).")
+    optim: str = option("adamw_torch", "Optimiser of transformers by name.")
+    logging_steps: float = option(20, "Log the losses every so many steps.")
+    save_total_limit: int | None = option(2, "Checkpoints to keep.")
+    train_sampling_strategy: str = option("sequential", "Must stay sequential: the stream is shuffled already.")
     remove_unused_columns: bool = option(False, "Must stay off: the collator reads what the model does not.")
     ddp_find_unused_parameters: bool | None = option(
         False, "Whether some parameters get no gradient in several processes."

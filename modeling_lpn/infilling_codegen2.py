@@ -13,6 +13,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 
@@ -45,7 +46,8 @@ class InfillFormat:
 
 
 _STARCODER = {"prefix": "<fim_prefix>", "suffix": "<fim_suffix>", "middle": "<fim_middle>"}
-_CODELLAMA = {"prefix": "▁<PRE>", "suffix": "▁<SUF>", "middle": "▁<MID>", "start": "<s>", "dummy_prefix": True}
+_CODELLAMA = {"prefix": "▁<PRE>", "suffix": "▁<SUF>", "middle": "▁<MID>", "start": "<s>"}
+_CODELLAMA |= {"end_of_text": "</s>", "dummy_prefix": True}
 _QWEN = {"prefix": "<|fim_prefix|>", "suffix": "<|fim_suffix|>", "middle": "<|fim_middle|>"}
 # CodeGen2.5 has the strings of "codegen2" (and those of "starcoder") under other ids.
 INFILL_FORMATS = {
@@ -109,20 +111,60 @@ class MaskLayout:
 
     def prompt(self, pieces: Sequence[Sequence[int]], spans: Sequence[Sequence[int]] = ()) -> list[int]:
         """The sequence up to the hole after the given `spans`: what the model continues with the next span."""
-        self._check_holes(len(pieces) - 1)
-        ids = list(pieces[0])
-        for mask, piece in zip(self.masks, pieces[1:]):
-            ids += [mask, *piece]
-        ids += [self.end_of_text, self.separator]
-        for mask, span in zip(self.masks, spans):
-            ids += [mask, *span, self.end_of_span]
+        ids = _flat(self.parts(pieces, spans, final_end_of_text=False))
         return ids + [self.masks[len(spans)]] if len(spans) < len(pieces) - 1 else ids
+
+    def parts(self, pieces, spans, final_end_of_text: bool = True) -> list:
+        """What a sequence is made of, in order: the given pieces and spans (of any type), and tuples of sentinels."""
+        self._check_holes(len(pieces) - 1)
+        parts = [pieces[0]]
+        for mask, piece in zip(self.masks, pieces[1:]):
+            parts += ((mask,), piece)
+        parts.append((self.end_of_text, self.separator))
+        for mask, span in zip(self.masks, spans):
+            parts += ((mask,), span, (self.end_of_span,))
+        return [*parts, (self.end_of_text,)] if final_end_of_text else parts
+
+    def rearranged(self, source, starts, lengths, final_end_of_text: bool = True):
+        """
+        The same sequence by index arithmetic, for many spans.
+
+        Args:
+            source (`numpy.ndarray` of shape `(tokens,)`): a file.
+            starts, lengths (`Sequence[int]`): its spans, in order and not touching.
+            final_end_of_text (`bool`, defaults to `True`): whether the end of text follows the last span.
+
+        Returns:
+            `numpy.ndarray`: the sequence, in the type of `source`.
+        """
+        count, starts, lengths = len(starts), np.asarray(starts), np.asarray(lengths)
+        self._check_holes(count)
+        masked = int(lengths.sum())
+        visible = len(source) - masked + count  # tokens and masks before the end of text
+        sequence = np.empty(visible + 2 + masked + 2 * count + final_end_of_text, dtype=source.dtype)
+        runs = np.empty(2 * count + 1, dtype=np.int64)  # lengths of what is seen and what is masked, in turn
+        runs[1::2] = lengths
+        runs[0::2] = np.diff(starts, prepend=0, append=len(source)) - np.concatenate(([0], lengths))
+        shifts = np.empty_like(runs)  # from a token's place in the source to its place in the sequence
+        before = lengths.cumsum() - lengths  # masked tokens before each span
+        numbers = np.arange(count)
+        shifts[0::2] = np.arange(count + 1) - np.concatenate((before, [masked]))
+        shifts[1::2] = visible + 2 + before + 2 * numbers + 1 - starts
+        sequence[np.arange(len(source)) + shifts.repeat(runs)] = source
+        masks, targets = np.array(self.masks[:count]), visible + 2 + before + 2 * numbers
+        sequence[starts - before + numbers] = masks
+        sequence[visible : visible + 2] = (self.end_of_text, self.separator)
+        sequence[targets] = masks
+        sequence[targets + lengths + 1] = self.end_of_span
+        if final_end_of_text:
+            sequence[-1] = self.end_of_text
+        return sequence
 
     def sequence(self, pieces, spans, final_end_of_text: bool = True) -> list[int]:
         """The whole sequence, with all spans: what the model is trained on."""
         if len(spans) != len(pieces) - 1:
             raise ValueError(f"{len(pieces)} pieces have {len(pieces) - 1} holes; {len(spans)} spans are given.")
-        return self.prompt(pieces, spans) + [self.end_of_text] * final_end_of_text
+        return _flat(self.parts(pieces, spans, final_end_of_text))
 
     def restore(self, ids: Sequence[int]) -> list[int]:
         """
@@ -146,7 +188,7 @@ class MaskLayout:
             elif current is not None:
                 current.append(token)
         source = []
-        for token in ids[: split - 1]:
+        for token in ids[: max(split - 1, 0)]:  # the end of text stands before the separator
             if token in self.masks and token not in spans:
                 raise ValueError(f"Mask {self.masks.index(token) + 1} (id {token}) has no span after the separator.")
             source += spans[token] if token in self.masks else [token]
@@ -167,9 +209,23 @@ class MiddleLayout:
 
     Args:
         prefix, suffix, middle (`int`): ids of the three sentinels.
-        stops (`tuple[int, ...]`): ids that end the span.
+        stops (`tuple[int, ...]`): ids that end the span; training ends it with the first one.
         suffix_first (`bool`): SPM, where the span continues the prefix directly (arXiv 2207.14255, section 4.3).
         start (`tuple[int, ...]`): ids every sequence begins with.
+        end_of_text (`int`, *optional*): id that ends a file; by default the first of `stops`.
+
+    Example:
+
+    ```python
+    >>> from modeling_lpn import MiddleLayout
+
+    >>> layout = MiddleLayout(prefix=90, suffix=91, middle=92, stops=(99,))
+    >>> layout.sequence([[1, 2], [5]], [[3, 4]]), layout.sequence([[1, 2], [5]], [[3, 4]], suffix_first=True)
+    ([90, 1, 2, 91, 5, 92, 3, 4, 99], [90, 91, 5, 92, 1, 2, 3, 4, 99])
+    >>> layout.restore([90, 91, 5, 92, 1, 2, 3, 4, 99])
+    [1, 2, 3, 4, 5]
+
+    ```
     """
 
     prefix: int
@@ -178,11 +234,16 @@ class MiddleLayout:
     stops: tuple[int, ...]
     suffix_first: bool = False
     start: tuple[int, ...] = ()
+    end_of_text: int | None = None
     max_holes = 1
+
+    def __post_init__(self):
+        if self.end_of_text is None:
+            object.__setattr__(self, "end_of_text", self.stops[0])
 
     @property
     def control_ids(self) -> frozenset[int]:
-        return frozenset((self.prefix, self.suffix, self.middle, *self.stops))
+        return frozenset((self.prefix, self.suffix, self.middle, self.end_of_text, *self.stops))
 
     def overhead(self, holes: int) -> int:
         """Number of sentinels of a finished sequence."""
@@ -190,12 +251,42 @@ class MiddleLayout:
 
     def prompt(self, pieces: Sequence[Sequence[int]], spans: Sequence[Sequence[int]] = ()) -> list[int]:
         """The sequence up to the hole: what the model continues with the span."""
+        return _flat(self.parts(pieces, ()))
+
+    def parts(self, pieces, spans, suffix_first: bool | None = None) -> list:
+        """What a sequence is made of, in order: the given pieces and span (of any type), and tuples of sentinels."""
         if len(pieces) != 2:
             raise ValueError(f"{len(pieces) - 1} holes; fill-in-the-middle models know one. Fill them one by one.")
         before, after = pieces
-        if self.suffix_first:
-            return [*self.start, self.prefix, self.suffix, *after, self.middle, *before]
-        return [*self.start, self.prefix, *before, self.suffix, *after, self.middle]
+        if self.suffix_first if suffix_first is None else suffix_first:
+            parts = [(*self.start, self.prefix, self.suffix), after, (self.middle,), before]
+        else:
+            parts = [(*self.start, self.prefix), before, (self.suffix,), after, (self.middle,)]
+        return [*parts, *spans, self.stops[:1]] if len(spans) else parts
+
+    def sequence(self, pieces, spans, suffix_first: bool | None = None) -> list[int]:
+        """The whole sequence, with its span: what the model is trained on."""
+        return _flat(self.parts(pieces, spans, suffix_first))
+
+    def restore(self, ids: Sequence[int]) -> list[int]:
+        """
+        Puts the span of a `sequence` of either order back into its hole.
+
+        Raises:
+            ValueError: where the ids lack one of the three sentinels.
+        """
+        ids = list(ids)
+        for sentinel in (self.prefix, self.suffix, self.middle):
+            if sentinel not in ids:
+                raise ValueError(f"No sentinel {sentinel} in the {len(ids)} ids; this is no infilling sequence.")
+        prefix, suffix, middle = map(ids.index, (self.prefix, self.suffix, self.middle))
+        span = [token for token in ids[middle + 1 :] if token not in self.stops]
+        # In SPM order the prefix stands before the span already, and nothing between the first two sentinels.
+        return ids[prefix + 1 : suffix] + span + ids[suffix + 1 : middle]
+
+
+def _flat(parts):
+    return [token for part in parts for token in part]
 
 
 def infill_layout(tokenizer, infill_format: str = "codegen2") -> MaskLayout | MiddleLayout:
@@ -231,7 +322,8 @@ def infill_layout(tokenizer, infill_format: str = "codegen2") -> MaskLayout | Mi
         # Not every tokenizer of a family has every token that may end a span; the first one it must have.
         stops = (find(names.stops[0]), *(vocab[token] for token in names.stops[1:] if token in vocab))
         start = () if names.start is None else (find(names.start),)
-        return MiddleLayout(*sentinels, stops=stops, suffix_first=names.suffix_first, start=start)
+        end_of_text = find(names.end_of_text)
+        return MiddleLayout(*sentinels, stops, names.suffix_first, start, end_of_text)
     masks = [find(names.mask.format(1))]
     while (following := names.mask.format(len(masks) + 1)) in vocab:
         masks.append(vocab[following])
@@ -244,7 +336,7 @@ def _control_pattern(control):
     return re.compile("(?=" + "|".join(re.escape(text) for text in sorted(control, key=len, reverse=True)) + ")")
 
 
-def encode_source(tokenizer, text: str, dummy_prefix: bool = False) -> list[int]:
+def encode_source(tokenizer, text: str, dummy_prefix: bool = False, first: bool = False) -> list[int]:
     """
     Token ids of source text that is data whatever it holds: a `<mask_1>` or `<|endoftext|>` written in the text is
     encoded as the characters it is made of and never becomes a control token.
@@ -252,27 +344,66 @@ def encode_source(tokenizer, text: str, dummy_prefix: bool = False) -> list[int]
     Args:
         tokenizer (`PreTrainedTokenizerBase`): the model's tokenizer.
         text (`str`): any text.
-        dummy_prefix (`bool`): whether the tokenizer puts a space before a text (see [`InfillFormat`]).
+        dummy_prefix (`bool`): whether the tokenizer puts a space before a text (see [`InfillFormat`]), which is left
+            out.
+        first (`bool`): whether the text begins a source; there a tokenizer's space stays, as in training.
 
     Returns:
         `list[int]`: ids that decode to `text`.
     """
-    control = frozenset(token for token in tokenizer.get_added_vocab() if len(token.strip()) > 1)
+    control = _control_strings(tokenizer)
     # Cutting a control string after its first character leaves no piece that contains it.
     cuts = [match.start() + 1 for match in _control_pattern(control).finditer(text)] if control else []
     ids = []
     for start, end in zip([0, *cuts], [*cuts, len(text)]):
         if start < end:
-            ids += _encode(tokenizer, text[start:end], dummy_prefix)
+            ids += _encode(tokenizer, text[start:end], dummy_prefix and not (first and start == 0))
     return ids
+
+
+def encode_sources(tokenizer, texts: Sequence[str], dummy_prefix: bool = False) -> list[list[int]]:
+    """
+    [`encode_source`] of many whole files, in one call to the tokenizer for all that hold no control string.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): the model's tokenizer.
+        texts (`Sequence[str]`): the files.
+        dummy_prefix (`bool`): see [`encode_source`].
+
+    Returns:
+        `list[list[int]]`: the ids of each file.
+    """
+    control = _control_strings(tokenizer)
+    plain = [not control or _control_pattern(control).search(text) is None for text in texts]
+    chosen = [text for text, is_plain in zip(texts, plain) if is_plain]
+    # `verbose=False`: a file may be longer than the context.
+    encoded = iter(tokenizer(chosen, add_special_tokens=False, verbose=False)["input_ids"] if chosen else [])
+    return [
+        next(encoded) if is_plain else encode_source(tokenizer, text, dummy_prefix, first=True)
+        for text, is_plain in zip(texts, plain)
+    ]
+
+
+def _control_strings(tokenizer):
+    return frozenset(token for token in tokenizer.get_added_vocab() if len(token.strip()) > 1)
 
 
 def _encode(tokenizer, text, dummy_prefix):
     if not dummy_prefix:
-        return tokenizer.encode(text, add_special_tokens=False)
+        return tokenizer.encode(text, add_special_tokens=False, verbose=False)
     # A line break is never joined with what follows it, so its tokens, dummy space and all, can be taken off again.
     anchor = len(tokenizer.encode("\n", add_special_tokens=False))
     return tokenizer.encode("\n" + text, add_special_tokens=False)[anchor:]
+
+
+def _decode(tokenizer, ids, dummy_prefix):
+    """Text of a span. Special tokens that are no stop, such as reserved ones, are dropped."""
+    arguments = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+    if not dummy_prefix:
+        return tokenizer.decode(ids, **arguments)
+    # Such a tokenizer takes the first space off again, which a span after `return` needs.
+    anchor = tokenizer.encode("\n", add_special_tokens=False)
+    return tokenizer.decode(anchor + ids, **arguments)[len(tokenizer.decode(anchor, **arguments)) :]
 
 
 def cut_around_holes(pieces: Sequence[Sequence[int]], budget: int) -> list[list[int]]:
@@ -360,10 +491,11 @@ def infill(
             "several samples repeat the prefix and the suffix in the batch, with `do_sample=True`."
         )
     layout = infill_layout(tokenizer, infill_format)
-    _check_vocabulary(model, layout)
+    dummy_prefix = INFILL_FORMATS[infill_format].dummy_prefix
     sources = [
-        _encode_request(model, tokenizer, layout, request, max_new_tokens, infill_format) for request in requests
+        _encode_request(model, tokenizer, layout, request, max_new_tokens, dummy_prefix) for request in requests
     ]
+    _check_vocabulary(model, layout, sources)
 
     spans = [[] for _ in sources]
     finished = [[] for _ in sources]
@@ -377,7 +509,7 @@ def infill(
 
     results = []
     for request, (_, truncated), filled, ended in zip(requests, sources, spans, finished):
-        texts = [tokenizer.decode(span, clean_up_tokenization_spaces=False) for span in filled]
+        texts = [_decode(tokenizer, span, dummy_prefix) for span in filled]
         text = request[0] + "".join(written + piece for written, piece in zip(texts, request[1:]))
         results.append(Infilling(text, tuple(texts), tuple(ended), truncated))
     return results[0] if single else results
@@ -402,19 +534,19 @@ def _requests(prefix, suffix, pieces):
     return [list(row) for row in pieces], single
 
 
-def _check_vocabulary(model, layout):
-    rows, highest = model.get_input_embeddings().weight.shape[0], max(layout.control_ids)
+def _check_vocabulary(model, layout, sources):
+    rows = model.get_input_embeddings().weight.shape[0]
+    highest = max(layout.control_ids.union(*(piece for pieces, _ in sources for piece in pieces)))
     if highest >= rows:
         raise ValueError(
-            f"The tokenizer's sentinels have ids up to {highest}, the model embeds {rows} tokens; load the tokenizer "
-            "that belongs to the model (or resize the embeddings and train them)."
+            f"The tokenizer gives ids up to {highest}, the model embeds {rows} tokens; load the tokenizer that belongs "
+            "to the model (or resize the embeddings and train them)."
         )
 
 
-def _encode_request(model, tokenizer, layout, request, max_new_tokens, infill_format):
+def _encode_request(model, tokenizer, layout, request, max_new_tokens, dummy_prefix):
     """Token ids of the pieces, cut to the model's context, and whether they were cut."""
-    dummy_prefix = INFILL_FORMATS[infill_format].dummy_prefix
-    pieces = [encode_source(tokenizer, text, dummy_prefix) for text in request]
+    pieces = [encode_source(tokenizer, text, dummy_prefix, first=place == 0) for place, text in enumerate(request)]
     holes = len(pieces) - 1
     context = model.config.get_text_config().max_position_embeddings
     budget = context - layout.overhead(holes) - holes * max_new_tokens
@@ -438,6 +570,7 @@ def _generate(model, prompts, layout, max_new_tokens, kwargs):
     )
     # Stop rules are the layout's: those of `generation_config` may end at a token that is part of a span.
     arguments = {"eos_token_id": list(layout.stops), "pad_token_id": pad, "max_new_tokens": max_new_tokens, **kwargs}
+    arguments["return_dict_in_generate"] = False
     with torch.no_grad():
         output = model.generate(input_ids, attention_mask=attention_mask, **arguments)
     return output[:, length:].tolist()

@@ -14,7 +14,6 @@ import logging
 from pathlib import Path
 
 from transformers import AutoModel, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from modeling_lpn import DataCollatorForGridTasks, LPNConfig, LPNModel, LPNProcessor, SearchConfig, TaskStream
 from modeling_lpn.arguments import (
@@ -24,6 +23,7 @@ from modeling_lpn.arguments import (
     TaskArguments,
     TrainSearchArguments,
     end_together,
+    find_checkpoint,
     given,
     make_task,
     option,
@@ -77,18 +77,6 @@ def build_eval_tasks(run, task_args, processor) -> list[dict]:
     held_out = {"split": "validation"} if given(task_args, "task_").get("held_out") else {}
     stream = TaskStream(make_task(run.task, task_args, **held_out), run.num_eval_tasks, run.eval_seed)
     return tasks_from_stream(stream, run.num_eval_tasks)
-
-
-def find_checkpoint(args) -> str | None:
-    last = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
-    if args.resume_from_checkpoint == "auto":
-        return last
-    if args.resume_from_checkpoint is None and last is not None:
-        raise ValueError(
-            f"{args.output_dir} holds checkpoints of an earlier run (the last: {Path(last).name}); continue it with "
-            "--resume_from_checkpoint auto, or choose another --output_dir"
-        )
-    return args.resume_from_checkpoint
 
 
 def main():
