@@ -2,11 +2,17 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoProcessor
 
+from .code_benchmarks import BENCHMARKS, TRUNCATIONS, CodeTask, load_benchmark
+from .code_data import load_corpus, open_sources, read_rows, stream_corpus, tokenize_corpus
+from .code_evaluation import InfillCase, causal_loss, evaluate_infilling, make_infill_cases
+from .code_sampling import SamplingConfig, evaluate_benchmark, sample_completions
 from .code_tokenizers import codegen2_added_tokens, prepare_codegen2_tokenizer, train_codegen2_tokenizer
+from .code_training import CodeTrainer, load_code_model, load_code_tokenizer
 from .collators import DataCollatorForCodeObjectives, DataCollatorForGridTasks, explain
 from .configuration_codegen2 import CodeGen2Config
 from .configuration_lpn import LPNConfig
 from .evaluation import EvaluationOutput, evaluate_tasks
+from .execution import isolation_level, run_program, run_programs
 from .infilling_codegen2 import (
     INFILL_FORMATS,
     InfillFormat,
@@ -14,10 +20,18 @@ from .infilling_codegen2 import (
     MaskLayout,
     MiddleLayout,
     encode_source,
+    encode_sources,
     infill,
     infill_layout,
 )
-from .metrics import compute_arc_scores, make_submission, validate_submission
+from .metrics import (
+    compute_arc_scores,
+    compute_pass_at_k,
+    infill_scores,
+    make_submission,
+    pass_at_k,
+    validate_submission,
+)
 from .modeling_codegen2 import (
     CodeGen2ForCausalLM,
     CodeGen2ForSequenceClassification,
@@ -55,17 +69,21 @@ CodeGen2ForSequenceClassification.register_for_auto_class("AutoModelForSequenceC
 __version__ = "0.1.0"
 
 __all__ = [
+    "BENCHMARKS",
     "CodeGen2Config",
     "CodeGen2ForCausalLM",
     "CodeGen2ForSequenceClassification",
     "CodeGen2Model",
     "CodeGen2PreTrainedModel",
     "CodeInfillingPipeline",
+    "CodeTask",
+    "CodeTrainer",
     "DataCollatorForCodeObjectives",
     "DataCollatorForGridTasks",
     "DocumentStream",
     "EvaluationOutput",
     "INFILL_FORMATS",
+    "InfillCase",
     "InfillFormat",
     "Infilling",
     "LPNConfig",
@@ -84,25 +102,47 @@ __all__ = [
     "PairTask",
     "PatternTask",
     "SEARCH_METHODS",
+    "SamplingConfig",
     "SearchConfig",
     "SearchOutput",
     "StreamedSequences",
     "TASK_GENERATORS",
+    "TRUNCATIONS",
     "TaskStream",
     "TokenSplitter",
     "TokenizedDocuments",
+    "causal_loss",
     "codegen2_added_tokens",
     "compute_arc_scores",
+    "compute_pass_at_k",
     "encode_source",
+    "encode_sources",
+    "evaluate_benchmark",
+    "evaluate_infilling",
     "evaluate_tasks",
     "explain",
     "infill",
     "infill_layout",
+    "infill_scores",
+    "isolation_level",
+    "load_benchmark",
+    "load_code_model",
+    "load_code_tokenizer",
+    "load_corpus",
     "load_tasks",
+    "make_infill_cases",
     "make_submission",
+    "open_sources",
+    "pass_at_k",
     "prepare_codegen2_tokenizer",
+    "read_rows",
     "regroup_qkv",
+    "run_program",
+    "run_programs",
+    "sample_completions",
     "save_tasks",
+    "stream_corpus",
+    "tokenize_corpus",
     "train_codegen2_tokenizer",
     "validate_submission",
 ]

@@ -153,8 +153,40 @@ def stream_corpus(source: str, tokenizer, text_column="text", infill_format="cod
     return epoch
 
 
+def open_sources(sources: list[str], tokenizer, text_column="text", infill_format="codegen2", streaming=False) -> dict:
+    """
+    Several sources by name, for [`DocumentStream`], or for [`StreamedSequences`] if `streaming`.
+
+    Args:
+        sources (`list[str]`): see [`split_source`].
+        tokenizer, text_column, infill_format: see [`tokenize_corpus`].
+        streaming (`bool`, defaults to `False`): whether to tokenise them while they are read.
+
+    Returns:
+        `dict`: by name, what [`tokenize_corpus`] or [`stream_corpus`] gives.
+
+    Raises:
+        ValueError: no source, or two of one name.
+    """
+    names = [split_source(source)[0] for source in sources]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if not names or twice:
+        fault = f"two are called {twice[0]!r}" if twice else "there is none"
+        raise ValueError(
+            f"The sources are {sources}: {fault}; give at least one, and names where needed (NAME=PLACE)."
+        )
+    read = stream_corpus if streaming else tokenize_corpus
+    return {name: read(source, tokenizer, text_column, infill_format) for name, source in zip(names, sources)}
+
+
+def read_rows(sources: list[str], text_column: str = "text") -> list[dict]:
+    """All files of some sources as rows with `text` and `path`, for [`make_infill_cases`]."""
+    rows = (row for source in sources for row in load_corpus(source, text_column))
+    return [{"text": row[text_column], "path": row.get("path", str(number))} for number, row in enumerate(rows)]
+
+
 def _encode_batch(tokenizer, text_column, dummy_prefix, batch):
     return {"input_ids": encode_sources(tokenizer, batch[text_column], dummy_prefix)}
 
 
-__all__ = ["load_corpus", "split_source", "stream_corpus", "tokenize_corpus"]
+__all__ = ["load_corpus", "open_sources", "read_rows", "split_source", "stream_corpus", "tokenize_corpus"]

@@ -1,0 +1,156 @@
+"""Trains a code model on a mixture of causal language modelling, span corruption, infilling and prefix-LM.
+
+    accelerate launch recipes/train_codegen2.py recipes/codegen2/quickstart.yaml --output_dir outputs/mixture --seed 1
+    python recipes/train_codegen2.py recipes/codegen2/quickstart.yaml --explain 2  # shows examples, trains nothing
+
+The YAML file gives defaults, flags win, `--help` lists them. A run that was stopped goes on with
+`--resume_from_checkpoint auto` and ends with the weights of a run that was not. The output folder gets the model, the
+tokenizer, checkpoints (`--save_steps`), `trainer_state.json` with every logged number, and `run.json`, which says how it
+was made and what it reached.
+"""
+
+import dataclasses
+import json
+import logging
+import sys
+from pathlib import Path
+
+from peft import LoraConfig, get_peft_model
+from transformers import set_seed
+
+from modeling_lpn import (
+    DataCollatorForCodeObjectives,
+    DocumentStream,
+    ObjectiveMixture,
+    PackedSequences,
+    StreamedSequences,
+    TokenSplitter,
+    explain,
+    infill_layout,
+)
+from modeling_lpn.arguments import (
+    CodeGen2Arguments,
+    CodeTrainingArguments,
+    end_together,
+    find_checkpoint,
+    given,
+    option,
+    parse_recipe,
+    use_cpu_cores,
+)
+from modeling_lpn.code_data import open_sources, read_rows
+from modeling_lpn.code_evaluation import make_infill_cases
+from modeling_lpn.code_training import CodeTrainer, load_code_model, load_code_tokenizer
+from modeling_lpn.evaluation import describe_run
+
+
+@dataclasses.dataclass
+class RunArguments:
+    train_files: list[str] = option([], "Sources, [NAME=]PLACE: Parquet files, folders of them, hub:ID.")
+    source_weights: list[float] | None = option(None, "Their shares of tokens; by default their sizes.")
+    validation_files: list[str] = option([], "Held-out sources, for the evaluation.")
+    text_column: str = option("text", "Column of file contents.")
+    streaming: bool = option(False, "Read and tokenise the sources while training, in their order.")
+    tokenizer_name_or_path: str | None = option(None, "Tokenizer, if it is not the model's.")
+    model_name_or_path: str | None = option(None, "Model to start from; a new CodeGen2 if not given.")
+    attn_implementation: str = option("sdpa", "eager, sdpa or flex_attention.")
+    preset: str = option("codegen2", "Mixture of objectives, a key of PRESETS.")
+    objective_per: str = option("sequence", "Draw the objective for each sequence or each document.")
+    cut_within_tokens: bool = option(False, "Infilling: cut at characters instead of tokens.")
+    mask_ratio: list[float] | None = option(None, "Span corruption: range of the share of masked tokens.")
+    max_span_length: int | None = option(None, "Span corruption: longest span; up to all masked tokens if not given.")
+    labels: str = option("no_sentinels", "What carries loss: no_sentinels, all or targets_only.")
+    attention: str = option("isolated", "Files of a sequence: isolated, isolated_4d or joint.")
+    infill_format: str = option("codegen2", "Sentinels of the tokenizer, a key of INFILL_FORMATS.")
+    max_length: int = option(2048, "Tokens of a sequence.")
+    num_infill_cases: int = option(200, "Holes in held-out files to fill in every evaluation; 0 for none.")
+    infill_span_tokens: int = option(8, "Longest of these holes, in tokens.")
+    lora_r: int = option(0, "Rank of LoRA adapters; 0 trains all weights.")
+    lora_alpha: int = option(32, "Scale of LoRA adapters.")
+    explain: int = option(0, "Print so many training examples and stop.")
+    num_threads: int | None = option(None, "CPU threads of a process; all cores if not given.")
+
+
+def build_model(run, model_args, tokenizer):
+    settings = {"n_positions": run.max_length} if run.model_name_or_path is None else {}
+    settings |= {"attn_implementation": run.attn_implementation, **given(model_args)}
+    model = load_code_model(run.model_name_or_path, tokenizer, **settings)
+    if not run.lora_r:
+        return model
+    targets = list(getattr(model, "lora_target_modules", ())) or "all-linear"
+    adapters = LoraConfig(task_type="CAUSAL_LM", r=run.lora_r, lora_alpha=run.lora_alpha, target_modules=targets)
+    return get_peft_model(model, adapters)
+
+
+def build_train_data(run, args, tokenizer, layout):
+    settings = {"splitter": TokenSplitter(tokenizer)} if run.cut_within_tokens else {}
+    settings |= {"mask_ratio": tuple(run.mask_ratio)} if run.mask_ratio else {}
+    settings |= {"span_length": (1, run.max_span_length)} if run.max_span_length else {}
+    mixture = ObjectiveMixture.from_preset(run.preset, run.objective_per, **settings)
+    seed = args.seed if args.data_seed is None else args.data_seed
+    sources = open_sources(run.train_files, tokenizer, run.text_column, run.infill_format, run.streaming)
+    if run.streaming:
+        return StreamedSequences(sources, mixture, layout, run.max_length, run.source_weights, seed)
+    batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    if args.max_steps <= 0:
+        tokens = sum(documents.num_tokens for documents in sources.values())
+        args.max_steps = max(1, round(args.num_train_epochs * tokens / (batch * run.max_length)))
+    stream = DocumentStream(sources, run.source_weights, seed)
+    return PackedSequences(stream, mixture, layout, run.max_length, args.max_steps * batch, seed)
+
+
+def build_eval_data(run, tokenizer, layout):
+    """Held-out files as causal sequences, always the same, and holes in them."""
+    sources = open_sources(run.validation_files, tokenizer, run.text_column, run.infill_format)
+    stream = DocumentStream(sources, shuffle=False)
+    sequences = PackedSequences(stream, ObjectiveMixture.from_preset("causal"), layout, run.max_length)
+    if not run.num_infill_cases:
+        return sequences, None
+    rows, options = read_rows(run.validation_files, run.text_column), {"max_span_tokens": run.infill_span_tokens}
+    return sequences, make_infill_cases(rows, run.num_infill_cases, tokenizer=tokenizer, **options)
+
+
+def main():
+    run, model_args, args = parse_recipe([RunArguments, CodeGen2Arguments, CodeTrainingArguments])
+    logging.basicConfig(level=logging.INFO if args.should_log else logging.WARNING)
+    if args.device.type == "cpu":
+        use_cpu_cores(run.num_threads)
+        args.dataloader_pin_memory = False  # there is nothing to pin memory for, and torch warns about it
+    checkpoint = find_checkpoint(args)
+    tokenizer = load_code_tokenizer(run.tokenizer_name_or_path or run.model_name_or_path)
+    layout = infill_layout(tokenizer, run.infill_format)
+    train_data = build_train_data(run, args, tokenizer, layout)
+    if run.explain:
+        for example, _ in zip(train_data, range(run.explain)):
+            print(explain(example, tokenizer, layout, run.labels, color=sys.stdout.isatty()))
+        return
+    set_seed(args.seed)
+    model = build_model(run, model_args, tokenizer)
+    evaluates = args.eval_strategy != "no"
+    eval_data, infill_cases = build_eval_data(run, tokenizer, layout) if evaluates else (None, None)
+    trainer = CodeTrainer(
+        model=model,
+        args=args,
+        data_collator=DataCollatorForCodeObjectives(layout, run.attention, run.labels, information=True),
+        train_dataset=train_data,
+        eval_dataset=eval_data,
+        processing_class=tokenizer,
+        infill_cases=infill_cases,
+        infill_format=run.infill_format,
+    )
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    evaluation = trainer.evaluate() if evaluates else {}
+    trainer.save_model()
+    trainer.save_state()
+    if args.should_save:
+        record = {**describe_run(args.seed), "num_parameters": model.num_parameters(), "metrics": result.metrics}
+        record |= {
+            "evaluation": evaluation,
+            "arguments": {**vars(run), **given(model_args), **args.to_sanitized_dict()},
+        }
+        Path(args.output_dir, "run.json").write_text(json.dumps(record, indent=1) + "\n")
+    end_together(trainer.accelerator)
+
+
+if __name__ == "__main__":
+    main()
