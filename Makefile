@@ -3,12 +3,19 @@ PYTHON ?= python3
 BIN := .venv/bin
 ACCELERATE := $(BIN)/accelerate launch --config_file recipes/accelerate_configs/cpu.yaml
 
-.PHONY: quickstart test slow style quality clean
+.PHONY: quickstart quickstart-code test slow style quality clean
 
 # Train on a CPU for a few minutes, then solve 200 unseen tasks by latent search; pictures in outputs/quickstart.
 quickstart: .venv/.installed
 	$(ACCELERATE) recipes/train_lpn.py recipes/lpn/quickstart.yaml
 	$(ACCELERATE) recipes/evaluate_lpn.py recipes/lpn/quickstart_eval.yaml
+
+# Python's standard library as a corpus, a tokenizer, and a small CodeGen2 that learns to complete and to infill it.
+quickstart-code: .venv/.installed
+	$(BIN)/python datasets_scripts/build_code.py --sources stdlib --output outputs/stdlib --overwrite
+	$(BIN)/python recipes/train_tokenizer.py --files outputs/stdlib/train.parquet --vocab_size 1024 --output_dir outputs/tokenizer_1k --overwrite
+	$(ACCELERATE) recipes/train_codegen2.py recipes/codegen2/quickstart.yaml
+	$(ACCELERATE) recipes/evaluate_codegen2.py recipes/codegen2/quickstart_eval.yaml
 
 test: .venv/.installed
 	$(BIN)/python -m pytest -m "not slow and not gpu"

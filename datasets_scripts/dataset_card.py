@@ -3,7 +3,12 @@
 from pathlib import Path
 
 
-def write_card(folder: Path, license_name: str, files: dict[str, dict[str, str]], body: str) -> None:
+GRID_TAGS = ("arc-agi", "program-synthesis")
+
+
+def write_card(
+    folder: Path, license_name: str, files: dict[str, dict[str, str]], body: str, tags: tuple[str, ...] = GRID_TAGS
+) -> None:
     """
     Writes `folder/README.md`.
 
@@ -12,8 +17,9 @@ def write_card(folder: Path, license_name: str, files: dict[str, dict[str, str]]
         license_name: As the Hub spells it, e.g. `"apache-2.0"`.
         files: Configuration name -> split name -> file name relative to `folder`.
         body: The card's text in Markdown, starting with its title.
+        tags: What the Hub finds the data by.
     """
-    lines = ["---", f"license: {license_name}", "tags:", "- arc-agi", "- program-synthesis", "configs:"]
+    lines = ["---", f"license: {license_name}", "tags:", *(f"- {tag}" for tag in tags), "configs:"]
     for config, splits in files.items():
         lines += [f"- config_name: {config}", "  data_files:"]
         for split, name in splits.items():

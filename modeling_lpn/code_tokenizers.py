@@ -1,5 +1,6 @@
 """Tokenizers in the CodeGen2 layout: the released one repaired, or a small one trained on a corpus."""
 
+import re
 from collections.abc import Iterable
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -90,7 +91,9 @@ def train_codegen2_tokenizer(
     trainer = trainers.BpeTrainer(
         vocab_size=base - 1, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
-    bpe.train_from_iterator(corpus, trainer)
+    # Runs of spaces and tabs are added tokens and cut a text before the merges apply: no merge across them is used.
+    pieces = (piece for text in corpus for piece in re.split(r" {2,}|\t{2,}", text))
+    bpe.train_from_iterator(pieces, trainer)
     bpe.add_special_tokens([AddedToken(END_OF_TEXT, normalized=False, special=True)])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, unk_token=END_OF_TEXT

