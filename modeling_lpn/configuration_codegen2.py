@@ -11,8 +11,10 @@ logger = logging.get_logger(__name__)
 END_OF_TEXT_ID = 50256
 END_OF_MASK_ID = 50300
 
-# (n_layer, n_embd) of the four releases -> groups of the fused projection. No released config states the number.
+# (n_layer, n_embd) of the releases -> groups of the fused projection. No released config states the number. CodeGen1
+# has the same architecture, always in 4 groups; its 16B has the sizes of CodeGen2's.
 RELEASED_MP_NUM = {(16, 2048): 8, (16, 4096): 8, (32, 4096): 4, (34, 6144): 4}
+RELEASED_MP_NUM |= {(20, 1024): 4, (32, 2560): 4, (33, 4096): 4}
 
 # Keys of the released configs that nothing reads, or that do harm: `task_specific_params` makes every
 # `pipeline("text-generation")` sample 50 tokens, `auto_map` names remote code that no longer imports.
@@ -49,8 +51,8 @@ class CodeGen2Config(PreTrainedConfig):
         mp_num (`int`, *optional*):
             Number of groups in the rows of `attn.qkv_proj.weight`, each `[q | v | k]` of `n_head / mp_num` whole
             heads. Nothing in a weights file tells a wrong value from the right one. Left out, it is taken from the
-            sizes of the four releases (8 for 1B and 3.7B, 4 for 7B and 16B), else from the key `head_dim`, which only
-            the releases with 8 groups carry; it is always saved.
+            sizes of the releases (8 for 1B and 3.7B, 4 for 7B, 16B and CodeGen1), else from the key `head_dim`, which
+            only the releases with 8 groups carry; it is always saved.
         activation_function (`str`, defaults to `"gelu_new"`):
             Name of the activation of the feed-forward layer.
         resid_pdrop, embd_pdrop, attn_pdrop (`float`, defaults to 0.0):
@@ -154,9 +156,14 @@ class CodeGen2Config(PreTrainedConfig):
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        given, stated = kwargs.get("mp_num"), config_dict.get("mp_num")
+        if None not in (given, stated) and given != stated:
+            logger.warning(
+                f"`mp_num` {given} is used as it was passed, but the config states {stated}; a wrong value gives wrong "
+                "logits without an error."
+            )
         if config_dict.get("model_type") == "codegen":
-            given = {} if kwargs.get("mp_num") is None else {"mp_num": kwargs["mp_num"]}
-            config_dict = cls.repair_released(config_dict | given)
+            config_dict = cls.repair_released(config_dict if given is None else config_dict | {"mp_num": given})
         return config_dict, kwargs
 
     @classmethod
@@ -203,7 +210,7 @@ class CodeGen2Config(PreTrainedConfig):
         if "mp_num" not in repaired and shape not in RELEASED_MP_NUM:
             guess = 4 if repaired.get("head_dim") is None else 8
             logger.warning(
-                f"The config states no `mp_num` and its sizes (n_layer, n_embd) = {shape} are none of the CodeGen2 "
+                f"The config states no `mp_num` and its sizes (n_layer, n_embd) = {shape} are none of the CodeGen "
                 f"releases; `mp_num` {guess} is taken because the key `head_dim` is "
                 f"{'absent' if guess == 4 else 'present'}. A wrong value gives wrong logits without an error: pass "
                 "`mp_num=` to `from_pretrained` if you know it."

@@ -1,27 +1,58 @@
-"""The products of CodeGen2 for which PyTorch's own choice is imprecise or, on a CPU, slow."""
+"""The rotary embedding of CodeGen2, and the products for which PyTorch's own choice is imprecise or, on a CPU, slow."""
 
 import torch
 from torch import nn
 
 
+def rotary_angles(position_ids, rotary_dim):
+    """Cosines and sines, `(batch, length, rotary_dim / 2)` in float32, of the base-10000 rotary embedding."""
+    # Computed anew in every forward pass: a non-persistent buffer would hold garbage after `from_pretrained`.
+    exponent = torch.arange(0, rotary_dim, 2, device=position_ids.device).float() / rotary_dim
+    angles = position_ids[..., None].float() * (1.0 / 10000**exponent)
+    return angles.cos(), angles.sin()
+
+
+def rotate_pairs(states, cos, sin):
+    """
+    Rotates adjacent channel pairs (2i, 2i + 1) of the first `rotary_dim` channels, in float32 as the original code.
+
+    Args:
+        states (`torch.Tensor` of shape `(..., length, head_dim)`): queries or keys.
+        cos, sin (`torch.Tensor` of shape `(..., length, rotary_dim / 2)`): see `rotary_angles`.
+
+    Returns:
+        `torch.Tensor`: contiguous, of the shape and dtype of `states`.
+    """
+    rotary_dim = 2 * cos.shape[-1]
+    even, odd = states[..., 0:rotary_dim:2], states[..., 1:rotary_dim:2]
+    rotated = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2).to(states.dtype)
+    if rotary_dim == states.shape[-1]:
+        return rotated
+    return torch.cat((rotated, states[..., rotary_dim:]), dim=-1)
+
+
+def _masked(scores, attention_mask):
+    """Scores under a mask, boolean (True where a query may look) as those of `sdpa`, or additive."""
+    if attention_mask is None:
+        return scores
+    if attention_mask.dtype == torch.bool:
+        return scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    return scores + attention_mask
+
+
 def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
     """Attention with the scores spelled out in float32, as the original code; returns them as well."""
     scores = torch.matmul(query.float(), key.float().transpose(2, 3)) * scaling
-    if attention_mask is not None:
-        scores = scores + attention_mask
-    weights = scores.softmax(dim=-1).to(value.dtype)
+    weights = _masked(scores, attention_mask).softmax(dim=-1).to(value.dtype)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
 
 
 def single_query_attention_forward(module, query, key, value, attention_mask, scaling, **kwargs):
-    """Attention of one query per row, with the masks of `sdpa`: boolean (True where it may look) or additive."""
+    """Attention of one query per row, in half precision."""
     scores = torch.matmul(query * scaling, key.transpose(2, 3)).float()
-    if attention_mask is not None and attention_mask.dtype == torch.bool:
-        scores = scores.masked_fill(~attention_mask, torch.finfo(torch.float32).min)
-    elif attention_mask is not None:
-        scores = scores + attention_mask
-    return torch.matmul(scores.softmax(dim=-1).to(value.dtype), value).transpose(1, 2), None
+    weights = _masked(scores, attention_mask).softmax(dim=-1).to(value.dtype)
+    return torch.matmul(weights, value).transpose(1, 2), None
 
 
 _HAS_ONEDNN = torch.backends.mkldnn.is_available()

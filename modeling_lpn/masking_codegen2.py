@@ -95,13 +95,16 @@ def _block_ids(block_sequence_ids, prefix_length, index, real, past, length):
     if block_sequence_ids is not None and prefix_length is not None:
         raise ValueError("Both `block_sequence_ids` and `prefix_length` are given; they say the same thing, give one.")
     if block_sequence_ids is not None:
-        if block_sequence_ids.shape[0] != index.shape[0] or block_sequence_ids.shape[1] > index.shape[1]:
+        if block_sequence_ids.shape[0] != index.shape[0]:
             raise ValueError(
                 f"`block_sequence_ids` has shape {tuple(block_sequence_ids.shape)} for inputs of shape "
                 f"{(index.shape[0], length)}; give one id per token, -1 for a causal one."
             )
-        crosses = checked and past > 0 and bool((block_sequence_ids[:, past : past + length] >= 0).any())
-        block_ids = block_sequence_ids
+        # A chunk may be given the ids of the whole row. Those of later tokens must be causal, and those of its own as
+        # well where it is not the first.
+        first = past if checked and past > 0 else length
+        crosses = checked and bool((block_sequence_ids[:, first:] >= 0).any())
+        block_ids = block_sequence_ids[:, : index.shape[1]]
     else:
         prefix = torch.as_tensor(prefix_length, device=index.device).reshape(-1, 1)
         if prefix.shape[0] not in (1, index.shape[0]):
@@ -119,8 +122,9 @@ def _block_ids(block_sequence_ids, prefix_length, index, real, past, length):
         block_ids = torch.where((index < prefix) & real, 0, -1)
     if crosses:
         raise ValueError(
-            f"The bidirectional prefix reaches into a chunk that follows {int(past)} cached tokens, which could not "
-            "see it; process the whole prefix in one forward pass (no `prefill_chunk_size`)."
+            f"The bidirectional prefix does not lie within one chunk: this one has {length} tokens and follows "
+            f"{int(past)} cached ones, which could not see it; process the whole prefix in the first forward pass (no "
+            "`prefill_chunk_size`)."
         )
     return block_ids
 

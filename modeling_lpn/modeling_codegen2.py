@@ -21,36 +21,15 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_codegen2 import CodeGen2Config
 from .infilling_codegen2 import infill
-from .layers_codegen2 import CodeGen2Linear, eager_attention_forward, single_query_attention_forward
+from .layers_codegen2 import (
+    CodeGen2Linear,
+    eager_attention_forward,
+    rotary_angles,
+    rotate_pairs,
+    single_query_attention_forward,
+)
 from .loss_codegen2 import causal_lm_loss
 from .masking_codegen2 import build_attention_mask, positions_in_documents
-
-
-def rotary_angles(position_ids, rotary_dim):
-    """Cosines and sines, `(batch, length, rotary_dim / 2)` in float32, of the base-10000 rotary embedding."""
-    # Computed anew in every forward pass: a non-persistent buffer would hold garbage after `from_pretrained`.
-    exponent = torch.arange(0, rotary_dim, 2, device=position_ids.device).float() / rotary_dim
-    angles = position_ids[..., None].float() * (1.0 / 10000**exponent)
-    return angles.cos(), angles.sin()
-
-
-def rotate_pairs(states, cos, sin):
-    """
-    Rotates adjacent channel pairs (2i, 2i + 1) of the first `rotary_dim` channels, in float32 as the original code.
-
-    Args:
-        states (`torch.Tensor` of shape `(..., length, head_dim)`): queries or keys.
-        cos, sin (`torch.Tensor` of shape `(..., length, rotary_dim / 2)`): see `rotary_angles`.
-
-    Returns:
-        `torch.Tensor`: contiguous, of the shape and dtype of `states`.
-    """
-    rotary_dim = 2 * cos.shape[-1]
-    even, odd = states[..., 0:rotary_dim:2], states[..., 1:rotary_dim:2]
-    rotated = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2).to(states.dtype)
-    if rotary_dim == states.shape[-1]:
-        return rotated
-    return torch.cat((rotated, states[..., rotary_dim:]), dim=-1)
 
 
 def regroup_qkv(weight, mp_num, new_mp_num):
@@ -117,7 +96,7 @@ class CodeGen2Attention(nn.Module):
         attended, weights = attend(
             self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
         )
-        attended = attended.reshape(batch, length, -1)  # (batch, length, n_embd)
+        attended = attended.flatten(2)  # (batch, length, n_embd)
         return self.resid_dropout(self.out_proj(attended)), weights
 
 
@@ -221,8 +200,9 @@ class CodeGen2Model(CodeGen2PreTrainedModel):
                 Keys and values of earlier chunks.
             use_cache (`bool`, *optional*):
                 Whether to return `past_key_values`.
-            block_sequence_ids (`torch.LongTensor` of shape `(batch, length)`, *optional*):
-                Tokens with the same id >= 0 see each other in both directions; -1 is causal (prefix-LM).
+            block_sequence_ids (`torch.LongTensor` of shape `(batch, cached + length)`, *optional*):
+                Tokens with the same id >= 0 see each other in both directions; -1 is causal (prefix-LM). Tokens
+                beyond the given ids are causal.
             prefix_length (`int` or `torch.LongTensor` of shape `(batch,)`, *optional*):
                 Number of leading tokens, padding not counted, that see each other in both directions. The released
                 weights were trained causally: this is for models trained or fine-tuned as prefix-LM.
@@ -241,7 +221,7 @@ class CodeGen2Model(CodeGen2PreTrainedModel):
             raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
         self._refuse_unknown(kwargs)
         if inputs_embeds is None:
-            inputs_embeds = self.wte(input_ids)
+            inputs_embeds = self._embed(input_ids)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         if segment_ids is not None:
@@ -268,6 +248,16 @@ class CodeGen2Model(CodeGen2PreTrainedModel):
                 hidden_states, position_embeddings, attention_mask=mask, past_key_values=past_key_values, **kwargs
             )
         return BaseModelOutputWithPast(last_hidden_state=self.ln_f(hidden_states), past_key_values=past_key_values)
+
+    def _embed(self, input_ids):
+        try:
+            return self.wte(input_ids)
+        except IndexError as error:  # on a CPU; elsewhere a check would wait for the device
+            raise ValueError(
+                f"`input_ids` hold ids from {int(input_ids.min())} to {int(input_ids.max())}, the model embeds "
+                f"{self.wte.weight.shape[0]} tokens; load the tokenizer that belongs to the model, or call "
+                "`resize_token_embeddings` and train."
+            ) from error
 
     @staticmethod
     def _refuse_unknown(kwargs):
@@ -393,6 +383,9 @@ class CodeGen2ForCausalLM(CodeGen2PreTrainedModel, GenerationMixin):
 
         Returns:
             `CausalLMOutputWithPast`: `logits` of shape `(batch, kept, vocab_size)` and, given labels, the `loss`.
+
+        Raises:
+            ValueError, TypeError: as [`CodeGen2Model`].
         """
         # Not in the signature: Trainer would take it for a label every evaluation batch must have.
         shift_labels = kwargs.pop("shift_labels", None)
@@ -409,6 +402,7 @@ class CodeGen2ForCausalLM(CodeGen2PreTrainedModel, GenerationMixin):
             block_sequence_ids=block_sequence_ids,
             prefix_length=prefix_length,
             segment_ids=segment_ids,
+            return_dict=True,
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -435,19 +429,17 @@ class CodeGen2ForCausalLM(CodeGen2PreTrainedModel, GenerationMixin):
         input_ids,
         attention_mask=None,
         past_key_values=None,
+        inputs_embeds=None,  # named, or `generate` would refuse it
         is_first_iteration=False,
         block_sequence_ids=None,
         prefix_length=None,
         **kwargs,
     ):
-        if input_ids.shape[1] > self.config.n_positions:
-            tokens = input_ids.shape[1] if attention_mask is None else int(attention_mask.sum(-1).max())
-            if tokens > self.config.n_positions:
-                raise ValueError(_too_long(tokens, self.config.n_positions))
         inputs = super().prepare_inputs_for_generation(
             input_ids,
             attention_mask=attention_mask,
             past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
             is_first_iteration=is_first_iteration,
             **kwargs,
         )
@@ -461,6 +453,37 @@ class CodeGen2ForCausalLM(CodeGen2PreTrainedModel, GenerationMixin):
                 inputs.pop("attention_mask", None)
             inputs |= prefix
         return inputs
+
+    @staticmethod
+    def create_masks_for_generate(
+        config, inputs_embeds, attention_mask, past_key_values, position_ids=None, block_sequence_ids=None, **kwargs
+    ):
+        # `generate` draws the masks of a static cache by itself; its own function knows no packed documents.
+        return build_attention_mask(
+            config, inputs_embeds, attention_mask, past_key_values, position_ids, block_sequence_ids
+        )
+
+    def _prepare_position_ids_for_generation(self, inputs_tensor, model_kwargs):
+        segment_ids = model_kwargs.pop("segment_ids", None)
+        if segment_ids is not None:  # the last document is continued
+            return positions_in_documents(segment_ids, model_kwargs.get("attention_mask"))
+        return super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, generation_mode, batch_size, max_length):
+        # Here and not in the step that is too long: an error there would lose what was generated so far.
+        chunk_size, mask = generation_config.prefill_chunk_size, model_kwargs.get("attention_mask")
+        has_prefix = any(model_kwargs.get(name) is not None for name in ("prefix_length", "block_sequence_ids"))
+        if has_prefix and chunk_size is not None:
+            raise ValueError(
+                f"`prefill_chunk_size` {chunk_size} cuts the prompt, whose bidirectional prefix must be processed in one "
+                "forward pass; leave it out."
+            )
+        longest = max_length - (0 if mask is None else int((mask == 0).sum(-1).min()))
+        if longest > self.config.n_positions:
+            raise ValueError(_too_long(longest, self.config.n_positions))
+        return super()._prepare_cache_for_generation(
+            generation_config, model_kwargs, generation_mode, batch_size, max_length
+        )
 
     def infill(self, tokenizer, prefix=None, suffix=None, **kwargs):
         """
@@ -530,6 +553,7 @@ class CodeGen2ForSequenceClassification(CodeGen2PreTrainedModel):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=bool(use_cache),
+            return_dict=True,
             **kwargs,
         )
         hidden_states = outputs.last_hidden_state

@@ -36,14 +36,15 @@ class CodeInfillingPipeline(Pipeline):
     def preprocess(self, inputs):
         pieces = []
         for request in inputs:
-            if set(request) == {"prefix", "suffix"}:
+            keys = set(request) if isinstance(request, dict) else None
+            if keys == {"prefix", "suffix"}:
                 pieces.append([request["prefix"], request["suffix"]])
-            elif set(request) == {"pieces"}:
+            elif keys == {"pieces"}:
                 pieces.append(request["pieces"])
             else:
+                what = f"is a {type(request).__name__}" if keys is None else f"has the keys {sorted(keys)}"
                 raise ValueError(
-                    f"A request has the keys {sorted(request)}; give `prefix` and `suffix`, or `pieces` for several "
-                    "holes."
+                    f"A request {what}; give a dictionary of `prefix` and `suffix`, or of `pieces` for several holes."
                 )
         return {"pieces": pieces}
 

@@ -99,6 +99,11 @@ def measure_memory(which, case, arguments):
 
 
 def measure_case(case, arguments):
+    # First, while this process holds no model: both together may not fit into memory.
+    peaks = {}
+    if not arguments.skip_memory:
+        peaks = {f"{which}_peak_mb": peak_megabytes(which, case, arguments) for which in ("ours", "stock")}
+        peaks["memory_ratio"] = peaks["ours_peak_mb"] / peaks["stock_peak_mb"]
     models = {which: make_model(which, arguments) for which in ("ours", "stock")}
     models["ours"].load_state_dict(models["stock"].state_dict())
     steps = {which: make_step(model, case, arguments.device) for which, model in models.items()}
@@ -113,11 +118,7 @@ def measure_case(case, arguments):
     medians = {which: statistics.median(values) for which, values in times.items()}
     row |= {f"{which}_seconds": seconds for which, seconds in medians.items()}
     row |= {f"speedup_over_{which}": medians[which] / medians["ours"] for which in medians if which != "ours"}
-    row |= {"matmul_seconds": ceiling_seconds(case, arguments)}
-    if not arguments.skip_memory:
-        row |= {f"{which}_peak_mb": peak_megabytes(which, case, arguments) for which in models}
-        row["memory_ratio"] = row["ours_peak_mb"] / row["stock_peak_mb"]
-    return row
+    return row | {"matmul_seconds": ceiling_seconds(case, arguments)} | peaks
 
 
 def main(argv=None):

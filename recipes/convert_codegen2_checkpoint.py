@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer
 
-from modeling_lpn import CodeGen2ForCausalLM, prepare_codegen2_tokenizer, regroup_qkv
+from modeling_lpn import CodeGen2Config, CodeGen2ForCausalLM, prepare_codegen2_tokenizer, regroup_qkv
 
 
 SNIPPET = '''def fibonacci(n):
@@ -39,9 +39,9 @@ def snippet_loss(source, tokenizer, **kwargs):
     return model(ids, labels=ids).loss.item()
 
 
-def check_grouping(source, tokenizer, model):
+def check_grouping(source, tokenizer, config):
     """Refuses a grouping that reads Python worse than another one: nothing else tells a wrong one."""
-    n_head, chosen = model.config.n_head, model.config.mp_num
+    n_head, chosen = config.n_head, config.mp_num
     losses = {
         mp_num: snippet_loss(source, tokenizer, mp_num=mp_num) for mp_num in {4, 8, chosen} if n_head % mp_num == 0
     }
@@ -55,7 +55,7 @@ def check_grouping(source, tokenizer, model):
         )
 
 
-def write_tokenizer(source, output):
+def load_tokenizer(source):
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError):
@@ -63,10 +63,7 @@ def write_tokenizer(source, output):
     if tokenizer is None or not tokenizer.encode(SNIPPET):  # without its files transformers makes an empty one
         print(f"{source} holds no tokenizer: none is written, and the grouping is not checked")
         return None
-    if "<mask_1>" in tokenizer.get_vocab():
-        tokenizer = prepare_codegen2_tokenizer(tokenizer)
-    tokenizer.save_pretrained(output)
-    return tokenizer
+    return prepare_codegen2_tokenizer(tokenizer) if "<mask_1>" in tokenizer.get_vocab() else tokenizer
 
 
 def released_config(config, mp_num):
@@ -114,11 +111,17 @@ def main(argv=None):
     )
     parser.add_argument("--skip_check", action="store_true", help="do not compare the groupings' losses on Python")
     arguments = parser.parse_args(argv)
+    if Path(arguments.source).resolve() == arguments.output.resolve():
+        raise SystemExit(
+            f"{arguments.output} is the source as well and would be overwritten while it is read; give another folder."
+        )
     given = {} if arguments.mp_num is None else {"mp_num": arguments.mp_num}
-    model = CodeGen2ForCausalLM.from_pretrained(arguments.source, **given)
-    tokenizer = write_tokenizer(arguments.source, arguments.output)
+    tokenizer = load_tokenizer(arguments.source)
     if tokenizer is not None and not arguments.skip_check:
-        check_grouping(arguments.source, tokenizer, model)
+        check_grouping(arguments.source, tokenizer, CodeGen2Config.from_pretrained(arguments.source, **given))
+    model = CodeGen2ForCausalLM.from_pretrained(arguments.source, **given)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(arguments.output)
     if arguments.layout == "codegen2":
         model.save_pretrained(arguments.output)
         again = CodeGen2ForCausalLM.from_pretrained(arguments.output).state_dict()

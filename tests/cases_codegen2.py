@@ -78,7 +78,12 @@ def write_release(model, folder, file="model.safetensors", head_dim=None):
         weights[f"transformer.h.{layer}.attn.masked_bias"] = torch.tensor(-1e9)
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(released))
-    if file.endswith(".bin"):
+    if file.endswith(".index.json"):
+        shards = {name: f"pytorch_model-0000{place % 2 + 1}-of-00002.bin" for place, name in enumerate(weights)}
+        for shard in set(shards.values()):
+            torch.save({name: value for name, value in weights.items() if shards[name] == shard}, folder / shard)
+        (folder / file).write_text(json.dumps({"metadata": {}, "weight_map": shards}))
+    elif file.endswith(".bin"):
         torch.save(weights, folder / file)
     else:
         save_file(weights, folder / file, metadata={"format": "pt"})

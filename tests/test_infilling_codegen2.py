@@ -11,7 +11,7 @@ from cases_codegen2 import tiny_tokenizer, tokenizer_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, pipeline
+from transformers import AutoTokenizer, CodeLlamaTokenizer, PreTrainedTokenizerFast, pipeline
 
 from modeling_lpn import (
     INFILL_FORMATS,
@@ -108,7 +108,7 @@ def test_formats_of_other_families(name):
     characters = SimpleNamespace(
         get_vocab=lambda: vocab,
         get_added_vocab=lambda: vocab,
-        encode=lambda text, add_special_tokens: [ord(c) for c in text],
+        encode=lambda text, **kwargs: [ord(c) for c in text],
         decode=lambda ids, **kwargs: "".join(map(chr, ids)),
     )
     model = Scripted([[*b"mid", vocab[names.stops[0]], 120]])
@@ -121,6 +121,22 @@ def test_formats_of_other_families(name):
     assert result.text == "bemidaf" and result.finished == (True,)
     with pytest.raises(ValueError, match="2 holes; fill-in-the-middle models know one"):
         infill(model, characters, pieces=["a", "b", "c"], max_new_tokens=8, infill_format=name)
+
+
+@pytest.mark.parametrize("name", ["codellama", "codellama-spm"])
+def test_spaces_of_a_sentencepiece_tokenizer(name):
+    """It puts a space before a text and takes one off a decoded one; the published code keeps the prefix's only."""
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *"▁ab=+c", "▁a", "▁b"]
+    tokens += ["▁<PRE>", "▁<SUF>", "▁<MID>", "▁<EOT>"]
+    ids = {token: place for place, token in enumerate(tokens)}
+    tokenizer = CodeLlamaTokenizer(vocab=ids, merges=[("▁", "a"), ("▁", "b")])
+    model = Scripted([[ids["▁b"], ids["▁<EOT>"]]])
+    result = infill(model, tokenizer, "a=", "+a <FILL_ME>", max_new_tokens=8, infill_format=name)
+    assert result.text == "a= b+a <FILL_ME>" and result.spans == (" b",)
+    prompt = [token for token in tokenizer.convert_ids_to_tokens(model.prompts[0]) if not token.startswith("<0x")]
+    before, after = ["▁a", "="], ["+", "a", "▁"]
+    psm, spm = ["▁<PRE>", *before, "▁<SUF>", *after, "▁<MID>"], ["▁<PRE>", "▁<SUF>", *after, "▁<MID>", *before]
+    assert prompt == ["<s>", *(spm if name.endswith("spm") else psm)]
 
 
 def test_what_layouts_refuse(tokenizer):
@@ -136,6 +152,7 @@ def test_what_layouts_refuse(tokenizer):
         LAYOUT.restore([1, 2])
     with pytest.raises(ValueError, match=r"Mask 1 \(id 999\) has no span"):
         LAYOUT.restore([1, 999, 800, 802])
+    assert LAYOUT.restore([802, 999, 5, 801]) == []
 
 
 # Source text is data
@@ -199,6 +216,12 @@ def test_a_long_context_is_cut_around_the_hole(tokenizer):
     assert "nearclose" in seen
 
 
+def test_reserved_tokens_are_no_part_of_a_span(tokenizer):
+    text, dummy = encode_source(tokenizer, "b"), tokenizer.convert_tokens_to_ids("<dummy_0>")
+    result = infill(Scripted([[dummy, *text]]), tokenizer, "a", "c", max_new_tokens=2, return_dict_in_generate=True)
+    assert result.spans == ("b",) and result.finished == (False,)
+
+
 def test_rows_of_a_batch_are_filled_as_alone(model, tokenizer):
     pairs = [("def add(a,", "return b"), ("a", "b + a + b + a"), ("    return", "")]
     batch = model.infill(tokenizer, *map(list, zip(*pairs)), max_new_tokens=6)
@@ -221,7 +244,7 @@ def test_what_infill_refuses(model, tokenizer):
         model.infill(tokenizer, pieces=["a", "z" * 50, "b"], max_new_tokens=8)
     with pytest.raises(ValueError, match="`num_return_sequences` is 2"):
         model.infill(tokenizer, "a", "b", num_return_sequences=2)
-    with pytest.raises(ValueError, match="sentinels have ids up to .* the model embeds 300 tokens"):
+    with pytest.raises(ValueError, match="tokenizer gives ids up to .* the model embeds 300 tokens"):
         infill(Scripted([], vocab_size=300), tokenizer, "a", "b", max_new_tokens=8)
 
 
@@ -237,6 +260,8 @@ def test_pipelines(model, tokenizer):
     assert results[0]["text"] == model.infill(tokenizer, "def add(", "b", max_new_tokens=4).text
     with pytest.raises(ValueError, match=r"has the keys \['prompt'\]"):
         fill({"prompt": "a"})
+    with pytest.raises(ValueError, match="A request is a str; give a dictionary"):
+        fill("def add(")
     complete = pipeline("text-generation", model=model, tokenizer=tokenizer)
     assert complete("def add", max_new_tokens=4)[0]["generated_text"].startswith("def add")
 

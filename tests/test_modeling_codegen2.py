@@ -1,4 +1,8 @@
-"""CodeGen2: the released computation, masks, caches, loss, and what it refuses."""
+"""
+CodeGen2: the released computation, masks, caches, loss, and what it refuses.
+
+Small cases are in tests/reference/codegen2; CODEGEN2_REFERENCE=<folder of cases of the original code> runs whole ones.
+"""
 
 import os
 from pathlib import Path
@@ -23,9 +27,12 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    CodeGenConfig,
+    CodeGenForCausalLM,
     DynamicCache,
     StaticCache,
 )
+from transformers.trainer_utils import load_sharded_checkpoint
 
 from modeling_lpn import (
     CodeGen2Config,
@@ -33,9 +40,9 @@ from modeling_lpn import (
     CodeGen2ForSequenceClassification,
     CodeGen2Model,
 )
-from modeling_lpn.layers_codegen2 import CodeGen2Linear, single_query_attention_forward
+from modeling_lpn.layers_codegen2 import CodeGen2Linear, rotary_angles, single_query_attention_forward
 from modeling_lpn.loss_codegen2 import causal_lm_loss
-from modeling_lpn.modeling_codegen2 import CodeGen2Attention, rotary_angles
+from modeling_lpn.modeling_codegen2 import CodeGen2Attention
 
 
 GREEDY = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
@@ -125,6 +132,14 @@ def test_frozen_logits_gradients_and_tokens(mp_num, implementation):
         torch.testing.assert_close(logits[real == 1], frozen["leftpad.logits"][real == 1], atol=1e-5, rtol=0)
         logits = model(frozen["plain.input_ids"], prefix_length=frozen["prefix.lengths"]).logits
         torch.testing.assert_close(logits, frozen["prefix.logits"], atol=1e-5, rtol=0)
+        right = (
+            torch.arange(20) < torch.tensor([20, 7, 13])[:, None]
+        )  # causal: tokens after a row's end change nothing
+        logits = model(frozen["plain.input_ids"].where(right, 0), attention_mask=right.long()).logits
+        torch.testing.assert_close(logits[right], frozen["plain.logits"][right], atol=1e-5, rtol=0)
+        cache, chunks = DynamicCache(config=model.config), frozen["plain.input_ids"].split([9, 1, 1, 9], dim=1)
+        logits = torch.cat([model(chunk, past_key_values=cache).logits for chunk in chunks], 1)
+        torch.testing.assert_close(logits, frozen["plain.logits"], atol=1e-5, rtol=0)
     tokens = model.generate(frozen["leftpad.input_ids"], attention_mask=real, max_new_tokens=8, **GREEDY)
     assert torch.equal(tokens, frozen["leftpad.generated"])
 
@@ -133,7 +148,9 @@ def test_frozen_logits_gradients_and_tokens(mp_num, implementation):
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 def test_cases_of_the_original_code(implementation):
     """Whole cases (config.json, model.safetensors, io.safetensors) made with the original code."""
-    for folder in sorted(Path(os.environ["CODEGEN2_REFERENCE"]).glob("mp*")):
+    folders = sorted(Path(os.environ["CODEGEN2_REFERENCE"]).glob("mp*"))
+    assert folders, "CODEGEN2_REFERENCE holds no folder mp*"
+    for folder in folders:
         io = load_file(folder / "io.safetensors")
         model = CodeGen2ForCausalLM.from_pretrained(folder, attn_implementation=implementation).eval()
 
@@ -141,12 +158,15 @@ def test_cases_of_the_original_code(implementation):
             wanted = io[name] if mask is None else io[name][mask == 1]
             torch.testing.assert_close(logits if mask is None else logits[mask == 1], wanted, atol=1e-5, rtol=0)
 
-        output = model(io["plain.input_ids"], labels=io["plain.labels"], output_hidden_states=True)
+        recorded = {"output_hidden_states": True, "output_attentions": implementation == "eager"}
+        output = model(io["plain.input_ids"], labels=io["plain.labels"], **recorded)
         output.loss.backward()
         check(output.logits, "plain.logits")
         check(output.loss, "plain.loss")
         for layer, states in enumerate(output.hidden_states):
             check(states, f"plain.hidden_states.{layer}")
+        for layer, weights in enumerate(output.attentions or ()):
+            check(weights, f"plain.attentions.{layer}")
         for name, parameter in model.named_parameters():
             if f"plain.grad.{name}" in io:
                 check(parameter.grad, f"plain.grad.{name}")
@@ -160,6 +180,15 @@ def test_cases_of_the_original_code(implementation):
             for start, end in [(0, 10), *((i, i + 1) for i in range(10, 15)), (15, 18)]:
                 chunks.append(model(io["incr.input_ids"][:, start:end], past_key_values=cache).logits)
             check(torch.cat(chunks, 1), "incr.logits_cached")
+            for layer, states in enumerate(cache.layers):
+                check(states.keys, f"incr.past_key.{layer}")
+                check(states.values, f"incr.past_value.{layer}")
+            cache, mask = DynamicCache(config=model.config), io["leftpad.attention_mask"]
+            chunks = [model(io["leftpad.input_ids"], attention_mask=mask, past_key_values=cache).logits]
+            for ids in io["leftpad_incr.next_ids"].split(1, dim=1):
+                mask = nn.functional.pad(mask, (0, 1), value=1)
+                chunks.append(model(ids, attention_mask=mask, past_key_values=cache).logits)
+            check(torch.cat(chunks, 1), "leftpad_incr.logits", mask=mask)
         mask = io["leftpad.attention_mask"]
         for cache in (None, "static"):
             tokens = model.generate(io["gen.input_ids"], max_new_tokens=20, cache_implementation=cache, **GREEDY)
@@ -176,7 +205,7 @@ def test_cases_of_the_original_code(implementation):
 # Loading and saving
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin", "pytorch_model.bin.index.json"])
 @pytest.mark.parametrize("mp_num, head_dim", [(4, None), (8, 4)])
 def test_a_release_loads_as_it_is(tmp_path, file, mp_num, head_dim):
     model = tiny_model(mp_num=mp_num)
@@ -200,6 +229,24 @@ def test_saving_keeps_the_released_tensors_bit_for_bit(tmp_path):
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "sharded")
     assert isinstance(again, CodeGen2ForCausalLM) and again.config.mp_num == 4
     assert all(torch.equal(value, released[name]) for name, value in again.state_dict().items())
+    other = tiny_model(seed=1)
+    load_sharded_checkpoint(other, tmp_path / "sharded")  # as Trainer resumes
+    assert all(torch.equal(value, released[name]) for name, value in other.state_dict().items())
+
+
+def test_codegen1_loads_and_equals_the_built_in_class(tmp_path):
+    sizes = {**SIZES, "n_ctx": SIZES["n_positions"], "initializer_range": 0.2, "bos_token_id": 1, "eos_token_id": 9}
+    torch.manual_seed(0)
+    stock, (ids, mask) = CodeGenForCausalLM(CodeGenConfig(**sizes)).eval(), left_padded()
+    stock.save_pretrained(tmp_path)
+    ours = CodeGen2ForCausalLM.from_pretrained(tmp_path, mp_num=4)
+    routed = AutoModelForCausalLM.from_pretrained(tmp_path, config=CodeGen2Config.from_pretrained(tmp_path, mp_num=4))
+    assert isinstance(routed, CodeGen2ForCausalLM) and ours.generation_config.eos_token_id == [9]
+    for model in (ours, routed):
+        logits, wanted = (m(ids, attention_mask=mask).logits[mask == 1] for m in (model, stock))
+        torch.testing.assert_close(logits, wanted, atol=1e-5, rtol=0)
+    tokens = [m.generate(ids, attention_mask=mask, max_new_tokens=6, **GREEDY) for m in (ours, stock)]
+    assert torch.equal(*tokens)
 
 
 def test_released_token_ids_are_repaired(tmp_path):
@@ -225,7 +272,8 @@ def test_stop_tokens_of_a_release_are_not_the_comment_sign(tmp_path):
 
 @pytest.mark.parametrize(
     "sizes, mp_num",
-    [((16, 2048, 16), 8), ((16, 4096, 16), 8), ((32, 4096, 16), 4), ((34, 6144, 24), 4)],
+    [((16, 2048, 16), 8), ((16, 4096, 16), 8), ((32, 4096, 16), 4), ((34, 6144, 24), 4)]
+    + [((20, 1024, 16), 4), ((32, 2560, 32), 4), ((33, 4096, 16), 4)],  # CodeGen1
 )
 @pytest.mark.parametrize("head_dim", [True, False])
 def test_grouping_of_the_releases_does_not_hang_on_a_stray_key(sizes, mp_num, head_dim):
@@ -249,8 +297,11 @@ def test_a_guessed_grouping_is_said(tmp_path, caplog):
     CodeGen2Config.from_pretrained(tmp_path / "release")
     assert "states no `mp_num`" in caplog.text and "`mp_num` 4 is taken" in caplog.text
     caplog.clear()
-    CodeGen2Config.from_pretrained(tmp_path / "release", mp_num=4)
+    CodeGen2Config.from_pretrained(tmp_path / "release", mp_num=4).save_pretrained(tmp_path / "clean")
+    CodeGen2Config.from_pretrained(tmp_path / "clean")
     assert "mp_num" not in caplog.text
+    CodeGen2Config.from_pretrained(tmp_path / "clean", mp_num=8)
+    assert "`mp_num` 8 is used as it was passed, but the config states 4" in caplog.text
 
 
 def test_pickled_code_is_refused(tmp_path):
@@ -286,9 +337,10 @@ def test_base_and_head_load_from_each_other(tmp_path, model):
 
 
 def test_auto_classes(tmp_path):
-    config = tiny_config(num_labels=3)
+    config = tiny_config(num_labels=3, mp_num=2, n_inner=48)
     config.save_pretrained(tmp_path)
-    assert isinstance(AutoConfig.from_pretrained(tmp_path), CodeGen2Config)
+    again = AutoConfig.from_pretrained(tmp_path)
+    assert isinstance(again, CodeGen2Config) and again.to_diff_dict() == config.to_diff_dict()
     classes = [(AutoModel, CodeGen2Model), (AutoModelForCausalLM, CodeGen2ForCausalLM)]
     classes.append((AutoModelForSequenceClassification, CodeGen2ForSequenceClassification))
     for auto, cls in classes:
@@ -339,6 +391,9 @@ def test_ways_to_generate_agree(model):
     tokens = model.generate(ids, **arguments)
     assert torch.equal(model.generate(ids, use_cache=False, **arguments), tokens)
     assert torch.equal(model.generate(ids, cache_implementation="static", **arguments), tokens)
+    assert torch.equal(model.generate(ids, prefill_chunk_size=5, **arguments), tokens)
+    embeds = model.transformer.wte(ids)
+    assert torch.equal(model.generate(inputs_embeds=embeds, **arguments), tokens[:, 12:])
     one = {"max_new_tokens": 6, **GREEDY}
     alone = model.generate(ids[2:], **one)
     assert torch.equal(model.generate(ids[2:], prompt_lookup_num_tokens=2, **one), alone)
@@ -380,6 +435,8 @@ def test_recorded_outputs(model):
     torch.testing.assert_close(eager.lm_head(output.hidden_states[-1]), output.logits)
     assert torch.allclose(output.attentions[0].sum(-1), torch.ones(()))
     assert isinstance(model(token_ids(2, 9), return_dict=False), tuple)
+    eager.config.return_dict = False
+    assert torch.equal(eager(token_ids(2, 9))[0], output.logits)
 
 
 # Prefix-LM and packed documents
@@ -393,6 +450,15 @@ def prefix_mask(lengths, size, padding=0):
         inside = (place >= padding) & (place < padding + length)
         rows.append(torch.ones(size, size, dtype=torch.bool).tril() | (inside[:, None] & inside))
     return torch.stack(rows)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_boolean_masks_are_used_as_they_are(implementation):
+    model, ids = tiny_model(), token_ids(2, 10)
+    model.set_attn_implementation(implementation)
+    mask = prefix_mask([3, 6], 10)
+    logits = model(ids, attention_mask=mask[:, None]).logits
+    torch.testing.assert_close(logits, naive_logits(model, ids, mask), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
@@ -426,6 +492,21 @@ def test_generate_reads_a_prefix_in_both_directions(model, cache):
             causal = prefix_mask([lengths[row]], len(row_ids))
             row_ids = torch.cat([row_ids, naive_logits(model, row_ids[None], causal)[0, -1:].argmax(-1)])
         assert torch.equal(tokens[row, 12:], row_ids[-5:])
+
+
+def test_ways_to_generate_agree_on_a_prefix(model):
+    ids, mask = left_padded()
+    prefix = {"prefix_length": mask.sum(-1), "attention_mask": mask, "max_new_tokens": 5, **GREEDY}
+    beams = model.generate(ids, num_beams=3, use_cache=False, **prefix)
+    for cache in (None, "static"):
+        assert torch.equal(model.generate(ids, num_beams=3, cache_implementation=cache, **prefix), beams)
+    one = {"prefix_length": 12, **GREEDY}
+    tokens = model.generate(ids[2:], max_new_tokens=6, **one)
+    assert torch.equal(model.generate(ids[2:], max_new_tokens=6, prompt_lookup_num_tokens=2, **one), tokens)
+    assert torch.equal(model.generate(ids[2:], max_new_tokens=6, assistant_model=tiny_model(seed=1), **one), tokens)
+    cache = DynamicCache(config=model.config)
+    first = model.generate(ids[2:], max_new_tokens=2, past_key_values=cache, **one)
+    assert torch.equal(model.generate(first, max_new_tokens=4, past_key_values=cache, **one), tokens)
 
 
 DOCUMENTS = torch.tensor([[0] * 5 + [1] * 7, [0] * 3 + [1] * 4 + [2] * 5])
@@ -476,6 +557,15 @@ def test_packed_documents_keep_apart_through_a_cache(model):
             torch.testing.assert_close(torch.cat(chunks, 1), expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("cache", [None, "static"])
+@pytest.mark.parametrize("documents", [{"position_ids": POSITIONS}, {"segment_ids": DOCUMENTS}])
+def test_generating_continues_the_last_document_only(model, documents, cache):
+    ids, settings = token_ids(2, 12), {"max_new_tokens": 5, **GREEDY}
+    tokens = model.generate(ids, cache_implementation=cache, **documents, **settings)
+    for row, start in enumerate([5, 7]):
+        assert torch.equal(tokens[row, start:], model.generate(ids[row : row + 1, start:], **settings)[0])
+
+
 def test_prefixes_of_packed_documents_keep_apart(model):
     ids, blocks = token_ids(2, 12), torch.where(POSITIONS < 2, 0, -1)
     with torch.no_grad():
@@ -510,17 +600,23 @@ def test_flex_attention_agrees():
             torch.testing.assert_close(model(ids, **case).logits[real], logits[real], atol=1e-5, rtol=0)
 
 
-@pytest.mark.slow
-def test_compiles_to_one_graph():
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiles_to_one_graph(backend):
+    torch.compiler.reset()
     model, ids = tiny_model(), token_ids(2, 12)
-    compiled = torch.compile(model, fullgraph=True)
-    cases = [{}, {"position_ids": POSITIONS}, {"prefix_length": torch.tensor([3, 5])}, {"labels": ids}]
-    for case in cases:
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    blocks = {"block_sequence_ids": torch.where(POSITIONS < 2, 0, -1), "position_ids": POSITIONS}
+    for case in (blocks, {"prefix_length": torch.tensor([3, 5]), "labels": ids}):
         expected, output = model(ids, use_cache=False, **case), compiled(ids, use_cache=False, **case)
         torch.testing.assert_close(output.logits, expected.logits, atol=1e-5, rtol=0)
     gradients = torch.autograd.grad(expected.loss, list(model.parameters()))
     for gradient, wanted in zip(torch.autograd.grad(output.loss, list(model.parameters())), gradients):
         torch.testing.assert_close(gradient, wanted, atol=1e-5, rtol=0)
+    with torch.no_grad():  # and the step with which `generate` decodes from a static cache
+        cache = StaticCache(config=model.config, max_cache_len=16)
+        chunks = [model(ids[:, :10], past_key_values=cache).logits]
+        chunks += [compiled(ids[:, step : step + 1], past_key_values=cache).logits for step in (10, 11)]
+    torch.testing.assert_close(torch.cat(chunks, 1), model(ids).logits, atol=1e-5, rtol=0)
 
 
 # Loss
@@ -605,9 +701,15 @@ def test_sizes_that_do_not_fit(sizes, message):
 def test_contexts_that_are_too_long(model):
     with pytest.raises(ValueError, match="context of 65 tokens is longer than the 64"):
         model(token_ids(1, 65))
+    steps = []
+    hook = model.register_forward_pre_hook(lambda *args: steps.append(1))
     for cache in (None, "static"):
         with pytest.raises(ValueError, match="longer than the 64"):
             model.generate(token_ids(1, 60), max_new_tokens=10, cache_implementation=cache, **GREEDY)
+    hook.remove()
+    assert not steps  # nothing generated is lost
+    mask = (torch.arange(90) >= 50).long()[None]  # padding counts for nothing
+    assert model.generate(token_ids(1, 90), attention_mask=mask, max_new_tokens=25, **GREEDY).shape == (1, 115)
     packed = torch.arange(80).remainder(40)[None]  # two documents that fit
     assert model(token_ids(1, 80), position_ids=packed).logits.shape[1] == 80
 
@@ -619,6 +721,7 @@ def test_contexts_that_are_too_long(model):
         ({"prefix_length": torch.tensor([1, 2, 3])}, ValueError, "3 entries for a batch of 2"),
         ({"prefix_length": 2, "block_sequence_ids": DOCUMENTS}, ValueError, "give one"),
         ({"block_sequence_ids": DOCUMENTS[:1]}, ValueError, r"shape \(1, 12\) for inputs of shape \(2, 12\)"),
+        ({"block_sequence_ids": torch.zeros(2, 13)}, ValueError, "one has 12 tokens and follows 0 cached ones"),
         ({"segment_ids": DOCUMENTS, "position_ids": POSITIONS}, ValueError, "either marks the documents"),
         ({"attention_mask": torch.zeros(2, 1, 12, 12), "prefix_length": 2}, ValueError, "4-D `attention_mask`"),
         ({"token_type_ids": DOCUMENTS}, TypeError, "takes no `token_type_ids`"),
@@ -633,10 +736,18 @@ def test_arguments_that_contradict(model, kwargs, error, message):
 def test_a_prefix_must_be_in_the_first_chunk(model):
     ids = token_ids(2, 12)
     cache = model(ids[:, :6], use_cache=True).past_key_values
-    with pytest.raises(ValueError, match="prefix reaches into a chunk that follows 6 cached tokens"):
-        model(ids[:, 6:], past_key_values=cache, prefix_length=8)
+    for prefix in ({"prefix_length": 8}, {"block_sequence_ids": torch.zeros(2, 12)}):
+        with pytest.raises(ValueError, match="does not lie within one chunk: this one has 6 tokens and follows 6"):
+            model(ids[:, 6:], past_key_values=cache, **prefix)
+        with pytest.raises(ValueError, match="`prefill_chunk_size` 5 cuts the prompt"):
+            model.generate(ids, prefill_chunk_size=5, max_new_tokens=2, **prefix, **GREEDY)
     with pytest.raises(ValueError, match="from its first token on"):
         model(ids[:, 6:], past_key_values=cache, segment_ids=DOCUMENTS[:, 6:])
+
+
+def test_ids_of_another_vocabulary(model):
+    with pytest.raises(ValueError, match="hold ids from 3 to 96, the model embeds 96 tokens; load the tokenizer"):
+        model(torch.tensor([[3, 96]]))
 
 
 def test_a_backend_without_the_mask_refuses():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from cases_codegen2 import SIZES, left_padded, tiny_config, tiny_model, tiny_tokenizer, token_ids, tokenizer_config
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments, pipeline
 
 from modeling_lpn import CodeGen2ForCausalLM, CodeGen2ForSequenceClassification
 
@@ -74,10 +74,20 @@ def test_lora_round_trip(tmp_path):
     before = model(ids, attention_mask=mask).logits.detach()
     targets = list(model.lora_target_modules)
     config = peft.LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM", init_lora_weights=False)
-    adapted = peft.get_peft_model(model, config).eval()
+    adapted = peft.get_peft_model(model, config)
     assert len(adapted.targeted_module_names) == 4 * SIZES["n_layer"]
-    loss = adapted(input_ids=ids, attention_mask=mask, labels=ids, prefix_length=2).loss
-    loss.backward()
+
+    def gradients():
+        loss = adapted(input_ids=ids, attention_mask=mask, labels=ids, prefix_length=2).loss
+        trained = {name: value for name, value in adapted.named_parameters() if value.requires_grad}
+        return dict(zip(trained, torch.autograd.grad(loss, trained.values())))
+
+    wanted = gradients()
+    assert len(wanted) == 2 * 4 * SIZES["n_layer"] and all(value.any() for value in wanted.values())
+    adapted.train().gradient_checkpointing_enable()
+    adapted.enable_input_require_grads()
+    assert all(torch.equal(value, wanted[name]) for name, value in gradients().items())
+    adapted.eval().gradient_checkpointing_disable()
     with torch.no_grad():
         wanted = adapted(ids, attention_mask=mask).logits
         assert (wanted - before).abs().max() > 1e-2
@@ -108,7 +118,7 @@ REMOTE = """
 import sys, torch
 sys.modules["modeling_lpn"] = None  # importing the package fails, installed or not
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments, pipeline
 model = AutoModelForCausalLM.from_pretrained("repo", trust_remote_code=True).eval()
 assert type(model).__module__.startswith("transformers_modules"), type(model)
 case = torch.load("case.pt", weights_only=True)
@@ -116,6 +126,8 @@ logits = model(case["ids"], attention_mask=case["mask"], prefix_length=2).logits
 torch.testing.assert_close(logits, case["logits"], atol=1e-5, rtol=0)
 tokenizer = AutoTokenizer.from_pretrained("repo")
 print(model.infill(tokenizer, "def add(", "b", max_new_tokens=4).text)
+fill = pipeline(model="pipeline", trust_remote_code=True)
+print(fill({"prefix": "def add(", "suffix": "b"}, max_new_tokens=4)["text"])
 
 base = AutoModel.from_pretrained("base", trust_remote_code=True)
 classifier = AutoModelForSequenceClassification.from_pretrained("classifier", trust_remote_code=True)
@@ -145,6 +157,7 @@ def test_remote_code_loads_infills_and_resumes_without_the_package(tmp_path):
     assert files == {
         f"{name}_codegen2.py" for name in ("configuration", "modeling", "masking", "layers", "loss", "infilling")
     }
+    pipeline("code-infilling", model=model, tokenizer=tokenizer).save_pretrained(tmp_path / "pipeline")
     model.transformer.save_pretrained(tmp_path / "base")
     CodeGen2ForSequenceClassification(tokenizer_config(tokenizer, num_labels=3)).save_pretrained(
         tmp_path / "classifier"
@@ -159,7 +172,7 @@ def test_remote_code_loads_infills_and_resumes_without_the_package(tmp_path):
     Trainer(model, settings, train_dataset=data).train()
     case["trained"] = {name: value.clone() for name, value in model.state_dict().items()}
     torch.save(case, tmp_path / "case.pt")
-    assert wanted in run_python(REMOTE, tmp_path)
+    assert run_python(REMOTE, tmp_path).count(wanted) == 2
 
 
 FSDP = """
@@ -183,6 +196,16 @@ dist.destroy_process_group()
 """
 
 
+def test_accelerate_wraps_the_blocks():
+    from accelerate import FullyShardedDataParallelPlugin
+    from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
+
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap")
+    model = tiny_model()
+    wraps = fsdp2_prepare_auto_wrap_policy(plugin, model)
+    assert [name for name, module in model.named_modules() if wraps(module)] == ["transformer.h.0", "transformer.h.1"]
+
+
 @pytest.mark.slow
 def test_blocks_shard_with_fsdp2(tmp_path):
     tests = os.path.dirname(os.path.abspath(__file__))
@@ -195,15 +218,22 @@ def test_blocks_shard_with_fsdp2(tmp_path):
 
 
 @pytest.mark.slow
-def test_trl_fine_tunes_it(tmp_path):
-    trl = pytest.importorskip("trl")
-    datasets = pytest.importorskip("datasets")
-    tokenizer = tiny_tokenizer()
-    model = CodeGen2ForCausalLM(tokenizer_config(tokenizer))
+@pytest.mark.parametrize("lora", [False, True])
+def test_trl_fine_tunes_it(tmp_path, lora):
+    trl, peft, datasets = (pytest.importorskip(name) for name in ("trl", "peft", "datasets"))
+    tokenizer, losses = tiny_tokenizer(), []
     data = datasets.Dataset.from_dict({"text": ["def add(a, b):\n    return a + b\n", "x = 1\n"] * 4})
     for packing in (False, True):
+        torch.manual_seed(0)
+        model = CodeGen2ForCausalLM(tokenizer_config(tokenizer))
+        targets = list(model.lora_target_modules)
+        adapter = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=targets) if lora else None
         settings = {"output_dir": str(tmp_path), "max_steps": 2, "use_cpu": True, "bf16": False, "max_length": 32}
-        settings |= {"packing": packing, "report_to": "none", "per_device_train_batch_size": 2, "save_strategy": "no"}
-        trainer = trl.SFTTrainer(model, trl.SFTConfig(**settings), train_dataset=data, processing_class=tokenizer)
+        settings |= {"packing": packing, "report_to": "none", "per_device_train_batch_size": 8, "save_strategy": "no"}
+        settings |= {"logging_steps": 1, "learning_rate": 1e-2}
+        arguments = {"args": trl.SFTConfig(**settings), "train_dataset": data, "processing_class": tokenizer}
+        trainer = trl.SFTTrainer(model, peft_config=adapter, **arguments)
         trainer.train()
-        assert trainer.state.log_history[-1]["train_loss"] > 0
+        losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+    plain, packed = losses
+    assert plain[1] < plain[0] and packed[0] == pytest.approx(plain[0], abs=1e-4)  # packed files are kept apart
