@@ -7,7 +7,6 @@ from .code_data import load_corpus, open_sources, read_rows, stream_corpus, toke
 from .code_evaluation import InfillCase, causal_loss, evaluate_infilling, make_infill_cases
 from .code_sampling import SamplingConfig, evaluate_benchmark, sample_completions
 from .code_tokenizers import codegen2_added_tokens, prepare_codegen2_tokenizer, train_codegen2_tokenizer
-from .code_training import CodeTrainer, load_code_model, load_code_tokenizer
 from .collators import DataCollatorForCodeObjectives, DataCollatorForGridTasks, explain
 from .configuration_codegen2 import CodeGen2Config
 from .configuration_lpn import LPNConfig
@@ -77,7 +76,6 @@ __all__ = [
     "CodeGen2PreTrainedModel",
     "CodeInfillingPipeline",
     "CodeTask",
-    "CodeTrainer",
     "DataCollatorForCodeObjectives",
     "DataCollatorForGridTasks",
     "DocumentStream",
@@ -126,8 +124,6 @@ __all__ = [
     "infill_scores",
     "isolation_level",
     "load_benchmark",
-    "load_code_model",
-    "load_code_tokenizer",
     "load_corpus",
     "load_tasks",
     "make_infill_cases",
