@@ -241,7 +241,9 @@ ModelArguments = arguments_from(LPNConfig, "ModelArguments")
 SearchArguments = arguments_from(SearchConfig, "SearchArguments", prefix="search_")
 TrainSearchArguments = arguments_from(SearchConfig, "TrainSearchArguments", prefix="train_search_")
 CodeGen2Arguments = arguments_from(
-    CodeGen2Config, "CodeGen2Arguments", skip=("bos_token_id", "eos_token_id", "pad_token_id", "eom_token_id", "use_cache")
+    CodeGen2Config,
+    "CodeGen2Arguments",
+    skip=("bos_token_id", "eos_token_id", "pad_token_id", "eom_token_id", "use_cache"),
 )
 TaskArguments = arguments_from(TASK_GENERATORS.values(), "TaskArguments", prefix="task_")
 
@@ -271,7 +273,24 @@ def make_task(name: str, options: TaskArguments, **overrides):
 
 
 @dataclasses.dataclass
-class LPNTrainingArguments(TrainingArguments):
+class RecipeTrainingArguments(TrainingArguments):
+    """`TrainingArguments` with what both families need: a stream that keeps its order, and a CPU where there is no more."""
+
+    optim: str = option("adamw_torch", "Optimiser of transformers by name.")
+    save_total_limit: int | None = option(2, "Checkpoints to keep.")
+    train_sampling_strategy: str = option("sequential", "Order of the stream, which is random in itself.")
+    remove_unused_columns: bool = option(False, "Must stay off: the collator reads what the model does not.")
+    ddp_find_unused_parameters: bool | None = option(
+        False, "Whether some parameters get no gradient in several processes."
+    )
+
+    def __post_init__(self):
+        self.use_cpu = stay_on_cpu(self.use_cpu)
+        super().__post_init__()
+
+
+@dataclasses.dataclass
+class LPNTrainingArguments(RecipeTrainingArguments):
     """`TrainingArguments` with the optimiser of the published LPN training code as default.
 
     AdamW (0.9, 0.999, 1e-8) with weight decay 1e-4 on every parameter, gradient clipping at 1.0, learning rate 4e-4
@@ -284,22 +303,11 @@ class LPNTrainingArguments(TrainingArguments):
     warmup_steps: float = option(99, "Steps of linear warm-up (below 1: share of all steps).")
     max_steps: int = option(1000, "Optimiser steps; the data never ends.")
     per_device_train_batch_size: int = option(128, "Tasks per device and step.")
-    optim: str = option("adamw_torch", "Optimiser of transformers by name.")
     logging_steps: float = option(100, "Log the losses every so many steps.")
-    save_total_limit: int | None = option(2, "Checkpoints to keep.")
-    train_sampling_strategy: str = option("sequential", "Order of the stream; sequential keeps its grouping.")
-    remove_unused_columns: bool = option(False, "Must stay off: the collator reads what the model does not.")
-    ddp_find_unused_parameters: bool | None = option(
-        False, "Whether some parameters get no gradient in several processes."
-    )
-
-    def __post_init__(self):
-        self.use_cpu = stay_on_cpu(self.use_cpu)
-        super().__post_init__()
 
 
 @dataclasses.dataclass
-class CodeTrainingArguments(TrainingArguments):
+class CodeTrainingArguments(RecipeTrainingArguments):
     """`TrainingArguments` for code models: AdamW (0.9, 0.95), weight decay 0.1, cosine schedule; see [`CodeTrainer`]."""
 
     learning_rate: float = option(3e-4, "Peak learning rate.")
@@ -307,15 +315,4 @@ class CodeTrainingArguments(TrainingArguments):
     adam_beta2: float = option(0.95, "Second momentum of AdamW.")
     lr_scheduler_type: str = option("cosine", "Learning rate schedule of transformers by name.")
     warmup_steps: float = option(0.02, "Steps of linear warm-up (below 1: share of all steps).")
-    optim: str = option("adamw_torch", "Optimiser of transformers by name.")
     logging_steps: float = option(20, "Log the losses every so many steps.")
-    save_total_limit: int | None = option(2, "Checkpoints to keep.")
-    train_sampling_strategy: str = option("sequential", "Must stay sequential: the stream is shuffled already.")
-    remove_unused_columns: bool = option(False, "Must stay off: the collator reads what the model does not.")
-    ddp_find_unused_parameters: bool | None = option(
-        False, "Whether some parameters get no gradient in several processes."
-    )
-
-    def __post_init__(self):
-        self.use_cpu = stay_on_cpu(self.use_cpu)
-        super().__post_init__()

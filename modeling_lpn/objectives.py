@@ -51,10 +51,8 @@ class UnitPlan:
 
 class Objective:
     """
-    Base of the objectives: an instance holds the settings and is called as a pure function.
-
-    A subclass has a `name` and `plan(token_ids, room, rng, layout)`, which returns a [`UnitPlan`] of at most `room`
-    tokens; [`unit_parts`] makes the token ids of any plan.
+    Base of the objectives: an instance holds the settings and is called as a pure function. A subclass has a `name` and
+    `plan(token_ids, room, rng, layout)`, which returns a [`UnitPlan`] of at most `room` tokens.
 
     Example:
 
@@ -125,8 +123,8 @@ class SpanCorruption(Objective):
     File-level span corruption (CodeGen2, section 3.2): a share of the file is masked in spans, each replaced by
     `<mask_i>`; behind the end of text and `<sep>` every mask is followed by its span and `<eom>`.
 
-    First the share, so the exact number of masked tokens, is drawn, then lengths of spans that sum to it, then
-    places: distinct ones among the visible tokens, so spans never touch and every arrangement is equally likely. The
+    First the exact number of masked tokens is drawn, then lengths of spans that sum to it, then distinct places among
+    the visible tokens, so that spans never touch and every arrangement is equally likely. The
     paper does not give the ranges of its uniform distributions; the defaults are the ones without a free parameter.
 
     Args:
@@ -152,11 +150,10 @@ class SpanCorruption(Objective):
     name = "span_corruption"
 
     def __post_init__(self):
-        low, high = self.mask_ratio
-        if not 0 <= low <= high <= 1:
+        if len(self.mask_ratio) != 2 or not 0 <= self.mask_ratio[0] <= self.mask_ratio[1] <= 1:
             raise ValueError(f"`mask_ratio` is {self.mask_ratio}; give two shares with 0 <= low <= high <= 1.")
         shortest, longest = self.span_length
-        if shortest < 1 or (longest is not None and longest < shortest):
+        if not 1 <= shortest <= (longest or shortest):
             raise ValueError(f"`span_length` is {self.span_length}; give two lengths with 1 <= low <= high.")
 
     def plan(self, token_ids, room, rng, layout) -> UnitPlan:
@@ -173,8 +170,7 @@ class SpanCorruption(Objective):
         if fitting < max(self.min_length, masked + len(spans) - 1):
             fitting = room - fixed - 3 * len(spans)
             if fitting < max(self.min_length, 2 * len(spans)):
-                fitting = taken
-                most = 1
+                fitting, most = taken, 1
             spans, masked = draw(fitting, min(most, len(spans)), rng)
         starts, lengths = self._place(spans, masked, fitting, rng)
         size = fitting + 3 * len(starts) + fixed
@@ -243,22 +239,20 @@ class Infill(Objective):
     """
 
     suffix_first_rate: float | None = None
-    splitter: object = None
+    splitter: "TokenSplitter | None" = None
     final_end_of_text: bool = True
     min_length: int = MIN_LENGTH
     name = "infill"
 
     def plan(self, token_ids, room, rng, layout) -> UnitPlan:
-        rate, ends = self.suffix_first_rate, True
-        if isinstance(layout, MiddleLayout):
-            rate = 0.5 if rate is None else rate
-        elif rate:
+        rate = self.suffix_first_rate
+        if isinstance(layout, MaskLayout) and rate:
             raise ValueError(
                 f"`suffix_first_rate` is {rate}, but numbered masks have no suffix-first order; use a format with "
                 "fill-in-the-middle tokens, or leave it out."
             )
-        else:
-            ends = self.final_end_of_text
+        rate = 0.5 if rate is None and isinstance(layout, MiddleLayout) else rate
+        ends = self.final_end_of_text or isinstance(layout, MiddleLayout)
         overhead = layout.overhead(1) + (ends and isinstance(layout, MaskLayout))
         taken = min(len(token_ids), room - overhead)
         if taken < self.min_length:
@@ -374,7 +368,9 @@ class ObjectiveMixture:
         weights, objectives = zip(*PRESETS[name])
         changed, unused = [], set(settings)
         for objective in objectives:
-            own = {key: value for key, value in settings.items() if key in getattr(objective, "__dataclass_fields__", ())}
+            own = {
+                key: value for key, value in settings.items() if key in getattr(objective, "__dataclass_fields__", ())
+            }
             changed.append(replace(objective, **own) if own else objective)
             unused -= set(own)
         if unused:
@@ -393,7 +389,7 @@ _UL2_SPANS = ((3.0, 0.15), (8.0, 0.15), (3.0, 0.5), (8.0, 0.5), (64.0, 0.15), (6
 _UL2 = tuple(SpanCorruption((share, share), mean_span_length=mean) for mean, share in _UL2_SPANS)
 PRESETS = {
     "codegen2": ((0.5, CAUSAL), (0.5, SpanCorruption())),
-    "codegen2_short": ((0.5, CAUSAL), (0.5, SpanCorruption((0.0, 0.3), span_length=(1, 8)))),
+    "codegen2_short": ((0.5, CAUSAL), (0.5, SpanCorruption((0.1, 0.4), span_length=(1, 4)))),
     "incoder": ((1.0, SpanCorruption(poisson_spans=1.0)),),
     "t5": ((1.0, SpanCorruption((0.15, 0.15), mean_span_length=3.0)),),
     "ul2": (*((1.0, denoiser) for denoiser in _UL2), (1.0, PrefixLM((0.0, 0.5)))),
@@ -461,7 +457,6 @@ def unit_labels(input_ids, plan: UnitPlan, layout, policy: str = "no_sentinels")
 
 
 def check_label_policy(policy: str) -> None:
-    """Raises a `ValueError` for a policy that [`unit_labels`] does not know."""
     if policy not in LABEL_POLICIES:
         raise ValueError(f"`labels` is {policy!r}; give one of {', '.join(LABEL_POLICIES)}.")
 

@@ -99,8 +99,7 @@ def measure_memory(which, case, arguments):
 
 
 def measure_case(case, arguments):
-    # First, while this process holds no model: both together may not fit into memory.
-    peaks = {}
+    peaks = {}  # first, while this process holds no model: all together may not fit into memory
     if not arguments.skip_memory:
         peaks = {f"{which}_peak_mb": peak_megabytes(which, case, arguments) for which in ("ours", "stock")}
         peaks["memory_ratio"] = peaks["ours_peak_mb"] / peaks["stock_peak_mb"]

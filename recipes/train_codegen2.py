@@ -3,10 +3,9 @@
     accelerate launch recipes/train_codegen2.py recipes/codegen2/quickstart.yaml --output_dir outputs/mixture --seed 1
     python recipes/train_codegen2.py recipes/codegen2/quickstart.yaml --explain 2  # shows examples, trains nothing
 
-The YAML file gives defaults, flags win, `--help` lists them. A run that was stopped goes on with
-`--resume_from_checkpoint auto` and ends with the weights of a run that was not. The output folder gets the model, the
-tokenizer, checkpoints (`--save_steps`), `trainer_state.json` with every logged number, and `run.json`, which says how it
-was made and what it reached.
+Flags win over the YAML file, `--help` lists them. A run that was stopped goes on with `--resume_from_checkpoint auto` and
+ends with the weights of a run that was not. `trainer_state.json` in the output folder has every logged number, `run.json`
+how the model was made and what it reached.
 """
 
 import dataclasses
@@ -72,8 +71,9 @@ class RunArguments:
 
 
 def build_model(run, model_args, tokenizer):
-    settings = {"n_positions": run.max_length} if run.model_name_or_path is None else {}
-    settings |= {"attn_implementation": run.attn_implementation, **given(model_args)}
+    settings = given(model_args) | {"attn_implementation": run.attn_implementation}
+    if run.model_name_or_path is None:
+        settings.setdefault("n_positions", run.max_length)
     model = load_code_model(run.model_name_or_path, tokenizer, **settings)
     if not run.lora_r:
         return model
@@ -101,8 +101,9 @@ def build_train_data(run, args, tokenizer, layout):
 
 def build_eval_data(run, tokenizer, layout):
     """Held-out files as causal sequences, always the same, and holes in them."""
-    sources = open_sources(run.validation_files, tokenizer, run.text_column, run.infill_format)
-    stream = DocumentStream(sources, shuffle=False)
+    stream = DocumentStream(
+        open_sources(run.validation_files, tokenizer, run.text_column, run.infill_format), shuffle=False
+    )
     sequences = PackedSequences(stream, ObjectiveMixture.from_preset("causal"), layout, run.max_length)
     if not run.num_infill_cases:
         return sequences, None
@@ -127,7 +128,7 @@ def main():
     set_seed(args.seed)
     model = build_model(run, model_args, tokenizer)
     evaluates = args.eval_strategy != "no"
-    eval_data, infill_cases = build_eval_data(run, tokenizer, layout) if evaluates else (None, None)
+    eval_data, cases = build_eval_data(run, tokenizer, layout) if evaluates else (None, None)
     trainer = CodeTrainer(
         model=model,
         args=args,
@@ -135,7 +136,7 @@ def main():
         train_dataset=train_data,
         eval_dataset=eval_data,
         processing_class=tokenizer,
-        infill_cases=infill_cases,
+        infill_cases=cases,
         infill_format=run.infill_format,
     )
     result = trainer.train(resume_from_checkpoint=checkpoint)
@@ -143,11 +144,9 @@ def main():
     trainer.save_model()
     trainer.save_state()
     if args.should_save:
-        record = {**describe_run(args.seed), "num_parameters": model.num_parameters(), "metrics": result.metrics}
-        record |= {
-            "evaluation": evaluation,
-            "arguments": {**vars(run), **given(model_args), **args.to_sanitized_dict()},
-        }
+        record = {**describe_run(args.seed), "num_parameters": model.num_parameters()}
+        record |= {"metrics": result.metrics, "evaluation": evaluation}
+        record["arguments"] = {**vars(run), **given(model_args), **args.to_sanitized_dict()}
         Path(args.output_dir, "run.json").write_text(json.dumps(record, indent=1) + "\n")
     end_together(trainer.accelerator)
 
