@@ -65,12 +65,12 @@ class Objective:
     ...     unit = objective()([1, 2, 3, 4, 5], np.random.default_rng(0), layout)
     ...     print(f"{name:15s}", unit["input_ids"].tolist())
     causal          [1, 2, 3, 4, 5, 92]
-    span_corruption [99, 3, 4, 98, 92, 90, 99, 1, 2, 91, 98, 5, 91, 92]
+    span_corruption [99, 2, 98, 4, 97, 92, 90, 99, 1, 91, 98, 3, 91, 97, 5, 91, 92]
     infill          [1, 2, 3, 99, 92, 90, 99, 4, 5, 91, 92]
     prefix_lm       [1, 2, 3, 4, 5, 92]
     >>> unit["labels"].tolist()  # of the last one, whose prefix is read in both directions
     [-100, -100, 3, 4, 5, 92]
-    >>> layout.restore([99, 3, 4, 98, 92, 90, 99, 1, 2, 91, 98, 5, 91, 92])
+    >>> layout.restore([99, 2, 98, 4, 97, 92, 90, 99, 1, 91, 98, 3, 91, 97, 5, 91, 92])
     [1, 2, 3, 4, 5]
 
     ```
