@@ -278,4 +278,3 @@ def test_an_example_is_explained():
         assert text.count(token) == ids.tolist().count(tokenizer.convert_tokens_to_ids(token))
     coloured = explain(sequences[0], tokenizer, layout)
     assert "\033[1;36m<mask_1>\033[0m" in coloured and "\033[32m" in coloured
-
