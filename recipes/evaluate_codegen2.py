@@ -15,13 +15,13 @@ import time
 from pathlib import Path
 
 from accelerate import Accelerator
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from modeling_lpn.arguments import end_together, option, parse_recipe, stay_on_cpu, use_cpu_cores
 from modeling_lpn.code_benchmarks import BENCHMARKS, load_benchmark
 from modeling_lpn.code_data import load_corpus
 from modeling_lpn.code_evaluation import causal_loss, evaluate_infilling, make_infill_cases
 from modeling_lpn.code_sampling import CHECKS, SamplingConfig, check_benchmark, evaluate_benchmark
+from modeling_lpn.code_training import load_code_model, load_code_tokenizer
 from modeling_lpn.evaluation import describe_run
 from modeling_lpn.execution import require_code_execution, resolve_isolation
 
@@ -135,8 +135,8 @@ def main():
         use_cpu_cores(args.num_threads)
     model, tokenizer, results = None, None, {}
     if args.check is None:
-        model = AutoModelForCausalLM.from_pretrained(args.model_name_or_path, dtype=args.dtype).to(accelerator.device)
-        tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path)
+        tokenizer = load_code_tokenizer(args.model_name_or_path)
+        model = load_code_model(args.model_name_or_path, tokenizer, dtype=args.dtype).to(accelerator.device)
     for name, rows in data.items():
         start = time.perf_counter()
         score = score_benchmark if name in BENCHMARKS else score_files

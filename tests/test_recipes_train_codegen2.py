@@ -15,13 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from cases_codegen2 import tiny_tokenizer
+from cases_codegen2 import tiny_tokenizer, tokenizer_config, write_release
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from modeling_lpn import CodeGen2Config, CodeGen2ForCausalLM, MaskLayout, infill_layout
 from modeling_lpn.arguments import given, parse_recipe
 from modeling_lpn.code_data import split_source, stream_corpus, tokenize_corpus
+from modeling_lpn.code_training import load_code_model
 
 
 ROOT = Path(__file__).parent.parent
@@ -255,3 +256,12 @@ def test_every_recipe_is_understood(path, tmp_path):
     if settings:
         config = CodeGen2Config(**{"mp_num": 1, **settings})
         assert config.n_positions >= run.max_length or "n_positions" not in settings
+
+
+def test_a_release_is_loaded_by_its_own_class(tmp_path):
+    tokenizer = tiny_tokenizer()
+    released = CodeGen2ForCausalLM(tokenizer_config(tokenizer, mp_num=8))
+    write_release(released, tmp_path, head_dim=4)
+    model = load_code_model(str(tmp_path), tokenizer)
+    assert type(AutoModelForCausalLM.from_pretrained(tmp_path)) is not CodeGen2ForCausalLM  # the built-in, wrong one
+    assert type(model) is CodeGen2ForCausalLM and model.config.mp_num == 8
