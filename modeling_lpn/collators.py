@@ -242,8 +242,12 @@ class DataCollatorForCodeObjectives:
         if self.attention == "isolated_4d":
             batch["attention_mask"] = _additive_mask(segments, batch.pop("block_sequence_ids", None))
         if self.information:
-            numbers = [[OBJECTIVE_NUMBERS[unit.plan.objective] for unit in example["units"]] for example in examples]
-            batch["objective_ids"] = np.stack([np.repeat(*pair) for pair in zip(numbers, sizes)])
+            batch["objective_ids"] = objectives = np.empty_like(input_ids)
+            for row, example in enumerate(examples):
+                start = 0
+                for unit, size in zip(example["units"], sizes[row]):
+                    objectives[row, start : start + size] = OBJECTIVE_NUMBERS[unit.plan.objective]
+                    start += size
             batch["segment_ids"] = segments
             batch["source_tokens"] = np.stack([example["source_tokens"] for example in examples])
         return {name: torch.from_numpy(array) for name, array in batch.items()}

@@ -10,6 +10,7 @@ laid out in advance; both are pure functions of their arguments and of a `numpy.
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 import numpy as np
 
@@ -213,9 +214,8 @@ class SpanCorruption(Objective):
         if self.poisson_spans is None:
             # Distinct gaps between the visible tokens, the two ends included: at least one of them between two spans.
             slots = _choose(num_tokens - masked + 1, len(lengths), rng)
-            if len(lengths) == 1:
-                return slots, lengths
-            return (slots + np.cumsum(lengths) - lengths).tolist(), list(lengths)
+            before = accumulate(lengths, initial=0)
+            return [slot + masked_before for slot, masked_before in zip(slots, before)], lengths
         borders = _choose(num_tokens + 1, 2 * len(lengths), rng)
         if borders == [0, num_tokens]:
             borders[1] -= 1  # something has to be visible
