@@ -226,66 +226,49 @@ class DataCollatorForCodeObjectives:
                 f"The collator got {found}, not planned sequences; wrap tokenised files in PackedSequences, which "
                 "decides what every sequence holds."
             )
-        sizes = [[unit.plan.size for unit in example["units"]] for example in examples]
-        length = sum(sizes[0])
-        input_ids = np.empty((len(examples), length), dtype=np.int64)
-        labels, segments = np.empty_like(input_ids), np.empty_like(input_ids)
-        starts = np.empty_like(input_ids)
+        length = sum(unit.plan.size for unit in examples[0]["units"])
+        names = ("input_ids", "labels", "position_ids", "block_sequence_ids", "objective_ids", "segment_ids")
+        batch = {name: np.empty((len(examples), length), dtype=np.int64) for name in names}
         for row, example in enumerate(examples):
-            self._fill(example["units"], sizes[row], input_ids[row], labels[row], segments[row], starts[row])
-        batch = {"input_ids": input_ids, "labels": labels}
-        if self.attention != "joint":
-            batch["position_ids"] = np.arange(length) - starts
-        blocks = self._blocks(examples, segments, sizes)
-        if blocks is not None:
-            batch["block_sequence_ids"] = blocks
+            self._fill(example["units"], {name: array[row] for name, array in batch.items()})
         if self.attention == "isolated_4d":
-            batch["attention_mask"] = _additive_mask(segments, batch.pop("block_sequence_ids", None))
+            batch["attention_mask"] = _additive_mask(batch["segment_ids"], batch["block_sequence_ids"])
+        has_prefix = any(unit.plan.prefix_length for example in examples for unit in example["units"])
+        if not has_prefix or self.attention == "isolated_4d":
+            del batch["block_sequence_ids"]
+        if self.attention == "joint":
+            del batch["position_ids"]
         if self.information:
-            batch["objective_ids"] = objectives = np.empty_like(input_ids)
-            for row, example in enumerate(examples):
-                start = 0
-                for unit, size in zip(example["units"], sizes[row]):
-                    objectives[row, start : start + size] = OBJECTIVE_NUMBERS[unit.plan.objective]
-                    start += size
-            batch["segment_ids"] = segments
             batch["source_tokens"] = np.stack([example["source_tokens"] for example in examples])
+        else:
+            del batch["objective_ids"], batch["segment_ids"]
         return {name: torch.from_numpy(array) for name, array in batch.items()}
 
-    def _fill(self, units, sizes, input_ids, labels, segments, starts):
-        parts, start = [], 0
-        for number, (unit, size) in enumerate(zip(units, sizes)):
-            parts += unit_parts(unit.token_ids, unit.plan, self.layout)
-            segments[start : start + size] = number
-            starts[start : start + size] = start
-            start += size
+    def _fill(self, units, row):
+        parts = [part for unit in units for part in unit_parts(unit.token_ids, unit.plan, self.layout)]
+        input_ids, labels = row["input_ids"], row["labels"]
         np.concatenate(parts, out=input_ids, casting="unsafe")
         labels[:] = input_ids
         np.putmask(labels, self._unlearned.take(input_ids, mode="clip"), IGNORE_INDEX)
+        row["block_sequence_ids"].fill(-1)
         start = 0
-        for unit, size in zip(units, sizes):
+        for number, unit in enumerate(units):
+            plan, end = unit.plan, start + unit.plan.size
             # Nothing precedes a file's first token where files are isolated.
-            hidden = max(hidden_length(unit.plan, self.layout, self.labels), self.attention != "joint")
+            hidden = max(hidden_length(plan, self.layout, self.labels), self.attention != "joint")
             labels[start : start + hidden] = IGNORE_INDEX
-            start += size
-
-    def _blocks(self, examples, segments, sizes):
-        prefixes = [[unit.plan.prefix_length for unit in example["units"]] for example in examples]
-        if not any(map(any, prefixes)):
-            return None
-        blocks = np.full_like(segments, -1)
-        for row, (lengths, row_sizes) in enumerate(zip(prefixes, sizes)):
-            for number, (start, prefix) in enumerate(zip(np.cumsum([0, *row_sizes]).tolist(), lengths)):
-                blocks[row, start : start + prefix] = number
-        return blocks
+            row["position_ids"][start:end] = np.arange(plan.size)
+            row["block_sequence_ids"][start : start + plan.prefix_length] = number
+            row["objective_ids"][start:end] = OBJECTIVE_NUMBERS[plan.objective]
+            row["segment_ids"][start:end] = number
+            start = end
 
 
-def _additive_mask(segments: np.ndarray, blocks: np.ndarray | None) -> np.ndarray:
+def _additive_mask(segments: np.ndarray, blocks: np.ndarray) -> np.ndarray:
     """0 where a query may look and the lowest float32 elsewhere, `(batch, 1, length, length)`."""
     length = segments.shape[1]
     allowed = np.tril(np.ones((length, length), dtype=bool))[None]
-    if blocks is not None:
-        allowed = allowed | ((blocks[:, :, None] == blocks[:, None]) & (blocks[:, None] >= 0))
+    allowed = allowed | ((blocks[:, :, None] == blocks[:, None]) & (blocks[:, None] >= 0))
     allowed = allowed & (segments[:, :, None] == segments[:, None])
     return np.where(allowed, np.float32(0), np.finfo(np.float32).min)[:, None]
 

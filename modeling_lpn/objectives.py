@@ -3,8 +3,7 @@ Training objectives of code models on token ids: causal, span corruption, infill
 (CodeGen2, arXiv 2305.02309, section 3; InCoder, arXiv 2204.05999; FIM, arXiv 2207.14255; UL2, arXiv 2205.05131).
 
 An objective first *plans* a unit, the part of a file that it trains on (how many source tokens fit, which of them are
-masked), then *builds* its token ids. Planning looks at nothing but the number of tokens, so a whole training run can be
-laid out in advance; both are pure functions of their arguments and of a `numpy.random.Generator`.
+masked), then [`unit_parts`] builds its token ids; both are pure functions of their arguments and of a generator.
 """
 
 import difflib
@@ -125,8 +124,8 @@ class SpanCorruption(Objective):
     `<mask_i>`; behind the end of text and `<sep>` every mask is followed by its span and `<eom>`.
 
     First the exact number of masked tokens is drawn, then lengths of spans that sum to it, then distinct places among
-    the visible tokens, so that spans never touch and every arrangement is equally likely. The
-    paper does not give the ranges of its uniform distributions; the defaults are the ones without a free parameter.
+    the visible tokens, so that spans never touch and every arrangement is equally likely. The paper does not give the ranges of its uniform
+    distributions; the defaults are the ones without a free parameter.
 
     Args:
         mask_ratio (`tuple[float, float]`, defaults to `(0.0, 1.0)`): range of the uniform share of masked tokens.
@@ -264,8 +263,8 @@ class Infill(Objective):
         else:
             taken, source, (start, end) = self.splitter.cut(token_ids, taken, room - overhead, rng)
             length = len(source)
-        spans = ([start], [end - start])
-        return UnitPlan(self.name, taken, length + overhead, *spans, ends, 0, suffix_first, source)
+        size = length + overhead
+        return UnitPlan(self.name, taken, size, [start], [end - start], ends, 0, suffix_first, source)
 
 
 @dataclass(frozen=True)

@@ -159,9 +159,6 @@ class DocumentStream:
             self.reserve(2 * self._tokens + 2**16)
         return self.documents[self.source[index]][self.document[index]]
 
-    def name(self, index: int) -> str:
-        return self.documents[self.source[index]].name(self.document[index])
-
     def reserve(self, num_tokens: int) -> None:
         """Lays the stream out until it has at least that many tokens; what was laid out before stays as it is."""
         if num_tokens <= self._tokens:
@@ -324,10 +321,6 @@ class PackedSequences(Dataset):
             self._lay_out_next()
         units = self._recent.pop(index, None) or self._plan(index)[0]
         return {"index": index, "units": units, "source_tokens": self._source_tokens[index + 1]}
-
-    def name(self, unit: Unit) -> str:
-        """The file's name."""
-        return self.stream.name(unit.document)
 
     @property
     def source_names(self) -> list[str]:

@@ -26,6 +26,9 @@ from modeling_lpn import (
     TokenSplitter,
     explain,
     infill_layout,
+    make_infill_cases,
+    open_sources,
+    read_rows,
 )
 from modeling_lpn.arguments import (
     CodeGen2Arguments,
@@ -37,8 +40,6 @@ from modeling_lpn.arguments import (
     parse_recipe,
     use_cpu_cores,
 )
-from modeling_lpn.code_data import open_sources, read_rows
-from modeling_lpn.code_evaluation import make_infill_cases
 from modeling_lpn.code_training import CodeTrainer, load_code_model, load_code_tokenizer
 from modeling_lpn.evaluation import describe_run
 
@@ -101,9 +102,8 @@ def build_train_data(run, args, tokenizer, layout):
 
 def build_eval_data(run, tokenizer, layout):
     """Held-out files as causal sequences, always the same, and holes in them."""
-    stream = DocumentStream(
-        open_sources(run.validation_files, tokenizer, run.text_column, run.infill_format), shuffle=False
-    )
+    sources = open_sources(run.validation_files, tokenizer, run.text_column, run.infill_format)
+    stream = DocumentStream(sources, shuffle=False)
     sequences = PackedSequences(stream, ObjectiveMixture.from_preset("causal"), layout, run.max_length)
     if not run.num_infill_cases:
         return sequences, None
@@ -140,7 +140,10 @@ def main():
         infill_format=run.infill_format,
     )
     result = trainer.train(resume_from_checkpoint=checkpoint)
-    evaluation = trainer.evaluate() if evaluates else {}
+    logs = [entry for entry in trainer.state.log_history if entry["step"] == trainer.state.global_step]
+    evaluation = {name: entry[name] for entry in logs for name in entry if name.startswith("eval_")}
+    if evaluates and not evaluation:  # the last step need not be one that evaluates
+        evaluation = trainer.evaluate()
     trainer.save_model()
     trainer.save_state()
     if args.should_save:

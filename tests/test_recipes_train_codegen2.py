@@ -1,13 +1,10 @@
 """Training code models by the real command, on tiny settings: data in, model, logs and record out."""
 
-import importlib.util
 import json
 import math
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from cases_codegen2 import tiny_tokenizer, tokenizer_config, write_release
-from safetensors.torch import load_file
+from test_recipes import ROOT, command, flags, launch, load_recipe, weights
+from test_recipes import call as call_recipe
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from modeling_lpn import CodeGen2Config, CodeGen2ForCausalLM, MaskLayout, infill_layout
@@ -25,17 +23,7 @@ from modeling_lpn.code_data import split_source, stream_corpus, tokenize_corpus
 from modeling_lpn.code_training import load_code_model
 
 
-ROOT = Path(__file__).parent.parent
-TWO_PROCESSES = ROOT / "recipes" / "accelerate_configs" / "cpu_2proc.yaml"
 FILE = "def function_{0}(a, b):\n    total = a + {0} * b\n    return total  # no <mask_1> here\n\n\n"
-
-
-def load_recipe(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "recipes" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
-    return module
 
 
 train = load_recipe("train_codegen2")
@@ -66,23 +54,11 @@ def settings_of(data, folder, **more):
         **{"save_steps": 4, "save_total_limit": 5, "logging_steps": 4, "eval_strategy": "steps", "eval_steps": 12},
         **{"num_infill_cases": 6, "num_threads": 1, "disable_tqdm": "true", "report_to": "none", **more},
     }
-    texts = []
-    for name, value in settings.items():
-        texts += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-    return texts
+    return flags(settings)
 
 
 def call(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["train_codegen2", *map(str, arguments)])
-    threads = torch.get_num_threads()
-    try:
-        train.main()
-    finally:
-        torch.set_num_threads(threads)
-
-
-def weights(folder):
-    return load_file(Path(folder) / "model.safetensors")
+    call_recipe(train, monkeypatch, *arguments)
 
 
 def history(folder):
@@ -118,11 +94,8 @@ def test_a_run_logs_objectives_targets_speed_and_sources(trained, data):
 
 def test_a_killed_and_resumed_run_ends_with_the_same_weights_and_counts(trained, data, tmp_path, monkeypatch):
     arguments = settings_of(data, tmp_path)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    script = str(ROOT / "recipes" / "train_codegen2.py")
-    process = subprocess.Popen(
-        [sys.executable, script, *arguments], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    run = command(recipe="train_codegen2", arguments=arguments)
+    process = subprocess.Popen(**run, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     checkpoint = tmp_path / "checkpoint-4"
     while process.poll() is None and not (tmp_path / "checkpoint-8").exists():  # then the one before is complete
         time.sleep(0.005)
@@ -148,20 +121,7 @@ def test_accumulation_and_two_processes_equal_one_batch(data, tmp_path, monkeypa
     for name, (batch, steps) in runs.items():
         sizes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": steps}
         call(monkeypatch, *settings_of(data, tmp_path / name, **settings, **sizes))
-    port = 20000 + (os.getpid() + 7) % 20000
-    launcher = [
-        "-m",
-        "accelerate.commands.launch",
-        "--config_file",
-        str(TWO_PROCESSES),
-        "--main_process_port",
-        str(port),
-    ]
-    arguments = settings_of(data, tmp_path / "two", **settings, per_device_train_batch_size=2)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, *launcher, str(ROOT / "recipes" / "train_codegen2.py"), *arguments]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert result.returncode == 0, result.stderr[-3000:]
+    launch("train_codegen2", *settings_of(data, tmp_path / "two", **settings, per_device_train_batch_size=2))
     whole = weights(tmp_path / "whole")
     for name in ("accumulated", "two"):
         other = weights(tmp_path / name)
