@@ -62,6 +62,23 @@ def load_code_model(name: str | None, tokenizer, attn_implementation: str = "sdp
     return model
 
 
+def add_lora(model, r: int, alpha: int):
+    """
+    Puts LoRA adapters on the layers that the model names in `lora_target_modules`, else on all linear ones.
+
+    Args:
+        model (`PreTrainedModel`): frozen from here on.
+        r, alpha (`int`): rank and scale of the adapters.
+
+    Returns:
+        `PeftModel`
+    """
+    from peft import LoraConfig, get_peft_model
+
+    targets = list(getattr(model, "lora_target_modules", ())) or "all-linear"
+    return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=r, lora_alpha=alpha, target_modules=targets))
+
+
 class CodeTrainer(Trainer):
     """
     `Trainer` for the batches of [`DataCollatorForCodeObjectives`] with `information=True`, and any causal language model.
@@ -164,4 +181,4 @@ class CodeTrainer(Trainer):
         return metrics
 
 
-__all__ = ["CodeTrainer", "load_code_model", "load_code_tokenizer"]
+__all__ = ["CodeTrainer", "add_lora", "load_code_model", "load_code_tokenizer"]

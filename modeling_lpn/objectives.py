@@ -1,5 +1,4 @@
-"""
-Training objectives of code models on token ids: causal, span corruption, infilling, prefix-LM, and mixtures of them
+"""Training objectives of code models on token ids: causal, span corruption, infilling, prefix-LM, and mixtures of them
 (CodeGen2, arXiv 2305.02309, section 3; InCoder, arXiv 2204.05999; FIM, arXiv 2207.14255; UL2, arXiv 2205.05131).
 
 An objective first *plans* a unit, the part of a file that it trains on (how many source tokens fit, which of them are

@@ -3,9 +3,8 @@
     accelerate launch recipes/train_codegen2.py recipes/codegen2/quickstart.yaml --output_dir outputs/mixture --seed 1
     python recipes/train_codegen2.py recipes/codegen2/quickstart.yaml --explain 2  # shows examples, trains nothing
 
-Flags win over the YAML file, `--help` lists them. A run that was stopped goes on with `--resume_from_checkpoint auto` and
-ends with the weights of a run that was not. `trainer_state.json` in the output folder has every logged number, `run.json`
-how the model was made and what it reached.
+Flags win over the YAML file. A stopped run goes on with `--resume_from_checkpoint auto` to the same weights. The output folder
+has every logged number in `trainer_state.json`, and in `run.json` how the model was made and what it reached.
 """
 
 import dataclasses
@@ -14,7 +13,6 @@ import logging
 import sys
 from pathlib import Path
 
-from peft import LoraConfig, get_peft_model
 from transformers import set_seed
 
 from modeling_lpn import (
@@ -40,7 +38,7 @@ from modeling_lpn.arguments import (
     parse_recipe,
     use_cpu_cores,
 )
-from modeling_lpn.code_training import CodeTrainer, load_code_model, load_code_tokenizer
+from modeling_lpn.code_training import CodeTrainer, add_lora, load_code_model, load_code_tokenizer
 from modeling_lpn.evaluation import describe_run
 
 
@@ -72,15 +70,10 @@ class RunArguments:
 
 
 def build_model(run, model_args, tokenizer):
-    settings = given(model_args) | {"attn_implementation": run.attn_implementation}
-    if run.model_name_or_path is None:
-        settings.setdefault("n_positions", run.max_length)
+    settings = {"n_positions": run.max_length} if run.model_name_or_path is None else {}
+    settings |= {"attn_implementation": run.attn_implementation, **given(model_args)}
     model = load_code_model(run.model_name_or_path, tokenizer, **settings)
-    if not run.lora_r:
-        return model
-    targets = list(getattr(model, "lora_target_modules", ())) or "all-linear"
-    adapters = LoraConfig(task_type="CAUSAL_LM", r=run.lora_r, lora_alpha=run.lora_alpha, target_modules=targets)
-    return get_peft_model(model, adapters)
+    return add_lora(model, run.lora_r, run.lora_alpha) if run.lora_r else model
 
 
 def build_train_data(run, args, tokenizer, layout):
@@ -103,8 +96,8 @@ def build_train_data(run, args, tokenizer, layout):
 def build_eval_data(run, tokenizer, layout):
     """Held-out files as causal sequences, always the same, and holes in them."""
     sources = open_sources(run.validation_files, tokenizer, run.text_column, run.infill_format)
-    stream = DocumentStream(sources, shuffle=False)
-    sequences = PackedSequences(stream, ObjectiveMixture.from_preset("causal"), layout, run.max_length)
+    causal, stream = ObjectiveMixture.from_preset("causal"), DocumentStream(sources, shuffle=False)
+    sequences = PackedSequences(stream, causal, layout, run.max_length)
     if not run.num_infill_cases:
         return sequences, None
     rows, options = read_rows(run.validation_files, run.text_column), {"max_span_tokens": run.infill_span_tokens}
@@ -122,9 +115,10 @@ def main():
     layout = infill_layout(tokenizer, run.infill_format)
     train_data = build_train_data(run, args, tokenizer, layout)
     if run.explain:
-        for example, _ in zip(train_data, range(run.explain)):
-            print(explain(example, tokenizer, layout, run.labels, color=sys.stdout.isatty()))
-        return
+        examples = (example for example, _ in zip(train_data, range(run.explain)))
+        return print(
+            *(explain(each, tokenizer, layout, run.labels, sys.stdout.isatty()) for each in examples), sep="\n"
+        )
     set_seed(args.seed)
     model = build_model(run, model_args, tokenizer)
     evaluates = args.eval_strategy != "no"
@@ -147,9 +141,9 @@ def main():
     trainer.save_model()
     trainer.save_state()
     if args.should_save:
-        record = {**describe_run(args.seed), "num_parameters": model.num_parameters()}
-        record |= {"metrics": result.metrics, "evaluation": evaluation}
-        record["arguments"] = {**vars(run), **given(model_args), **args.to_sanitized_dict()}
+        record = {**describe_run(args.seed), "num_parameters": model.num_parameters(), "evaluation": evaluation}
+        arguments = {**vars(run), **given(model_args), **args.to_sanitized_dict()}
+        record |= {"metrics": result.metrics, "arguments": arguments}
         Path(args.output_dir, "run.json").write_text(json.dumps(record, indent=1) + "\n")
     end_together(trainer.accelerator)
 
