@@ -115,10 +115,9 @@ def main():
     layout = infill_layout(tokenizer, run.infill_format)
     train_data = build_train_data(run, args, tokenizer, layout)
     if run.explain:
-        examples = (example for example, _ in zip(train_data, range(run.explain)))
-        return print(
-            *(explain(each, tokenizer, layout, run.labels, sys.stdout.isatty()) for each in examples), sep="\n"
-        )
+        for example, _ in zip(train_data, range(run.explain)):
+            print(explain(example, tokenizer, layout, run.labels, color=sys.stdout.isatty()))
+        return
     set_seed(args.seed)
     model = build_model(run, model_args, tokenizer)
     evaluates = args.eval_strategy != "no"
