@@ -1,8 +1,8 @@
 """Arguments of the recipes: a flat YAML file gives the defaults, the command line wins.
 
 The values of a YAML file are parsed as if they were flags, so argparse gives them their types (`1e-4` is a float; YAML
-alone reads it as text). Fields of [`LPNConfig`], [`CodeGen2Config`], [`SearchConfig`] and the task generators become flags
-without being named here again.
+alone reads it as text). Fields of [`LPNConfig`], [`CodeGen2Config`], [`SearchConfig`], the objectives and the task
+generators become flags without being named here again.
 """
 
 import ctypes
@@ -23,6 +23,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from .configuration_codegen2 import CodeGen2Config
 from .configuration_lpn import LPNConfig
+from .objectives import OBJECTIVES
 from .search_lpn import SearchConfig
 from .tasks import TASK_GENERATORS
 
@@ -135,6 +136,7 @@ def arguments_from(sources: type | Iterable[type], name: str, prefix: str = "", 
             default = "" if field.default is dataclasses.MISSING else f" (its default: {field.default})"
             metadata = {"help": f"`{field.name}` of {source.__name__}{default}".replace("%", "%%")}
             kind = list[str] if get_origin(hints[field.name]) is Sequence else hints[field.name]
+            kind = list[get_args(kind)[0]] if get_origin(kind) is tuple else kind
             kind = float if {float, int} <= set(get_args(kind)) else kind  # a parser knows one type for each argument
             fields[field.name] = (prefix + field.name, kind | None, dataclasses.field(default=None, metadata=metadata))
     made = dataclasses.make_dataclass(name, list(fields.values()))
@@ -245,6 +247,7 @@ CodeGen2Arguments = arguments_from(
     "CodeGen2Arguments",
     skip=("bos_token_id", "eos_token_id", "pad_token_id", "eom_token_id", "use_cache"),
 )
+ObjectiveArguments = arguments_from(OBJECTIVES.values(), "ObjectiveArguments", skip=("splitter",))
 TaskArguments = arguments_from(TASK_GENERATORS.values(), "TaskArguments", prefix="task_")
 
 

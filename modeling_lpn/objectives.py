@@ -104,6 +104,7 @@ class Objective:
         return {"input_ids": input_ids, "labels": unit_labels(input_ids, plan, layout, labels), "plan": plan}
 
 
+@dataclass(frozen=True)
 class Causal(Objective):
     """Next-token prediction: the file, then the end of text."""
 
@@ -123,8 +124,8 @@ class SpanCorruption(Objective):
     `<mask_i>`; behind the end of text and `<sep>` every mask is followed by its span and `<eom>`.
 
     First the exact number of masked tokens is drawn, then lengths of spans that sum to it, then distinct places among
-    the visible tokens, so that spans never touch and every arrangement is equally likely. The paper does not give the ranges of its uniform
-    distributions; the defaults are the ones without a free parameter.
+    the visible tokens, so that spans never touch and every arrangement is equally likely. The paper does not give the
+    ranges of its uniform distributions; the defaults are the ones without a free parameter.
 
     Args:
         mask_ratio (`tuple[float, float]`, defaults to `(0.0, 1.0)`): range of the uniform share of masked tokens.
@@ -151,8 +152,7 @@ class SpanCorruption(Objective):
     def __post_init__(self):
         if len(self.mask_ratio) != 2 or not 0 <= self.mask_ratio[0] <= self.mask_ratio[1] <= 1:
             raise ValueError(f"`mask_ratio` is {self.mask_ratio}; give two shares with 0 <= low <= high <= 1.")
-        shortest, longest = self.span_length
-        if not 1 <= shortest <= (longest or shortest):
+        if len(self.span_length) != 2 or not 1 <= self.span_length[0] <= (self.span_length[1] or self.span_length[0]):
             raise ValueError(f"`span_length` is {self.span_length}; give two lengths with 1 <= low <= high.")
 
     def plan(self, token_ids, room, rng, layout) -> UnitPlan:

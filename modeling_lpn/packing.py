@@ -111,6 +111,16 @@ def _generator(seed: int, epoch: int, number: int, purpose: int = 0) -> np.rando
     return np.random.Generator(np.random.Philox(key=key, counter=np.array([0, number, 0, purpose], dtype=np.uint64)))
 
 
+def _window_order(seed: int, window: int, size: int) -> np.ndarray:
+    """The order in which the sequences of a window are given."""
+    return np.arange(size) if size == 1 else _generator(seed, 0, window, purpose=2).permutation(size)
+
+
+def _check_window(shuffle_window):
+    if shuffle_window < 1:
+        raise ValueError(f"`shuffle_window` is {shuffle_window}; 1 keeps the order of the files, more shuffles.")
+
+
 def _checked_weights(names, weights) -> np.ndarray:
     weights = np.array(weights, dtype=float)
     if len(weights) != len(names) or not len(names) or weights.min() <= 0:
@@ -243,7 +253,7 @@ class PackedSequences(Dataset):
     The sequences of a training run or an evaluation, any of them on demand.
 
     An item is a dictionary that [`DataCollatorForCodeObjectives`] turns into tensors. With a sampler that keeps the
-    order (`train_sampling_strategy="sequential"`) training sees every file once an epoch, in order.
+    order (`train_sampling_strategy="sequential"`) training sees every file once an epoch.
 
     Args:
         stream ([`DocumentStream`]): the files.
@@ -252,10 +262,13 @@ class PackedSequences(Dataset):
         max_length (`int`, defaults to 2048): tokens of each sequence; nothing is padded, cut or dropped.
         num_sequences (`int`, *optional*): how many there are. By default one epoch, the last sequence filled up with
             the start of the next.
-        seed (`int`, defaults to 0): of the objectives; a frozen evaluation has one of its own.
+        seed (`int`, defaults to 0): of the objectives and of the order; a frozen evaluation has one of its own.
+        shuffle_window (`int`, defaults to 1): so many sequences at a time are put into a random order; 1 keeps the
+            order of the files.
 
     Raises:
-        ValueError: for a file that holds control tokens, with its name, or a `max_length` below 16.
+        ValueError: for a file that holds control tokens, with its name, a `max_length` below 16, or a `shuffle_window`
+            below 1.
 
     Example:
 
@@ -274,7 +287,17 @@ class PackedSequences(Dataset):
 
     KEPT = 64  # so that reading in order plans every sequence once
 
-    def __init__(self, stream, mixture, layout, max_length: int = 2048, num_sequences=None, seed: int = 0):
+    def __init__(
+        self,
+        stream,
+        mixture,
+        layout,
+        max_length: int = 2048,
+        num_sequences: int | None = None,
+        seed: int = 0,
+        shuffle_window: int = 1,
+    ):
+        _check_window(shuffle_window)
         if max_length < 16:
             raise ValueError(
                 f"`max_length` is {max_length}; a sequence with one masked span needs at least 16 tokens."
@@ -282,8 +305,8 @@ class PackedSequences(Dataset):
         for documents in stream.documents:
             documents.check(layout)
         self.stream, self.mixture, self.layout = stream, mixture, layout
-        self.max_length, self.seed = max_length, seed
-        self._length = num_sequences
+        self.max_length, self.seed, self.shuffle_window = max_length, seed, shuffle_window
+        self._length, self._window = num_sequences, (None, None, None)
         self._cursors, self._source_tokens = [(0, 0)], [np.zeros(len(stream.names), np.int64)]
         self._recent = {}  # units of sequences that were laid out, but not asked for yet
         if num_sequences is None:
@@ -309,7 +332,18 @@ class PackedSequences(Dataset):
         self._cursors.append(cursor)
         self._source_tokens.append(tokens)
         self._recent[index] = units
-        self._recent.pop(index - self.KEPT, None)
+        self._recent.pop(index - self.KEPT - self.shuffle_window, None)
+
+    def _order(self, window):
+        """Places of a window's sequences in the order they are given, and the tokens of each source up to each one."""
+        if window != self._window[0]:
+            start = window * self.shuffle_window
+            order = _window_order(self.seed, window, min(self.shuffle_window, len(self) - start))
+            while len(self._cursors) - 1 < start + len(order):
+                self._lay_out_next()
+            before = np.array(self._source_tokens[start : start + len(order) + 1])
+            self._window = window, start + order, before[0] + np.diff(before, axis=0)[order].cumsum(axis=0)
+        return self._window[1:]
 
     def __len__(self) -> int:
         return self._length
@@ -317,10 +351,10 @@ class PackedSequences(Dataset):
     def __getitem__(self, index: int) -> dict:
         if not 0 <= index < len(self):
             raise IndexError(f"Sequence {index} of {len(self)}.")
-        while len(self._cursors) - 1 <= index:
-            self._lay_out_next()
-        units = self._recent.pop(index, None) or self._plan(index)[0]
-        return {"index": index, "units": units, "source_tokens": self._source_tokens[index + 1]}
+        order, source_tokens = self._order(index // self.shuffle_window)
+        place = index % self.shuffle_window
+        units = self._recent.pop(int(order[place]), None) or self._plan(int(order[place]))[0]
+        return {"index": index, "units": units, "source_tokens": source_tokens[place]}
 
     @property
     def source_names(self) -> list[str]:
@@ -332,14 +366,14 @@ class StreamedSequences(IterableDataset):
     """
     The sequences of a run over sources that can only be read from the front; memory stays flat.
 
-    Same packing, mixing and seeding as [`PackedSequences`], but the order is that of the sources. One worker does all
-    the reading (further ones yield nothing), so their number changes nothing. `state_dict()` and `load_state_dict()`
+    Same packing, mixing, seeding and shuffling as [`PackedSequences`], but the order of the files is that of the sources
+    and a whole `shuffle_window` of sequences is held in memory. One worker does all the reading (further ones yield nothing), so their number changes nothing. `state_dict()` and `load_state_dict()`
     continue exactly; `Trainer` resumes by reading the stream again from the front, which is exact as well.
 
     Args:
         sources (`Mapping[str, Callable[[], Iterable]]`): for each source a function that starts an epoch of it: an
             iterable of `(name, token_ids)`.
-        mixture, layout, max_length, seed: see [`PackedSequences`].
+        mixture, layout, max_length, seed, shuffle_window: see [`PackedSequences`].
         weights (`Sequence[float]`, *optional*): shares of tokens, up to a factor; equal by default.
 
     Raises:
@@ -355,11 +389,13 @@ class StreamedSequences(IterableDataset):
         max_length: int = 2048,
         weights=None,
         seed: int = 0,
+        shuffle_window: int = 1,
     ):
+        _check_window(shuffle_window)
         self.sources, self.mixture, self.layout = dict(sources), mixture, layout
-        self.max_length, self.seed = max_length, seed
+        self.max_length, self.seed, self.shuffle_window = max_length, seed, shuffle_window
         self.weights = _checked_weights(self.sources, [1.0] * len(self.sources) if weights is None else weights)
-        self.load_state_dict({"index": 0, "offset": 0, "read": [[0, 0, 0]] * len(self.sources)})
+        self.load_state_dict({"index": 0, "offset": 0, "read": [[0, 0, 0]] * len(self.sources), "given": 0})
 
     @property
     def source_names(self) -> list[str]:
@@ -383,16 +419,28 @@ class StreamedSequences(IterableDataset):
         if cursor[1]:  # the file that the state stopped in is read again; a part of it was counted
             reader[0]
             counts[reader.source[0]] += cursor[1]
-        index = self._state["index"]
+        index, given = self._state["index"], self._state["given"]
         while True:
-            reader[cursor[0]]
-            rng = _generator(self.seed, reader.epoch[cursor[0]], index)
-            units, cursor = plan_sequence(reader, cursor, self.max_length, self.mixture, self.layout, rng)
-            for unit in units:
-                counts[reader.source[unit.document]] += unit.plan.taken
-            index += 1
-            self._state = {"index": index, "offset": cursor[1], "read": reader.forget(cursor[0])}
-            yield {"index": index - 1, "units": units, "source_tokens": counts.copy()}
+            began, items = self._state, []
+            for place in range(self.shuffle_window):
+                reader[cursor[0]]
+                rng = _generator(self.seed, reader.epoch[cursor[0]], index + place)
+                units, cursor = plan_sequence(reader, cursor, self.max_length, self.mixture, self.layout, rng)
+                tokens = np.zeros_like(counts)
+                for unit in units:
+                    tokens[reader.source[unit.document]] += unit.plan.taken
+                items.append((units, tokens))
+                read = reader.forget(cursor[0])
+            order = _window_order(self.seed, index // self.shuffle_window, len(items))
+            for place, (units, tokens) in enumerate(items[number] for number in order):
+                counts = counts + tokens
+                if place < given:
+                    continue
+                self._state = {**began, "given": place + 1}
+                if place + 1 == len(items):
+                    self._state = {"index": index + place + 1, "offset": cursor[1], "read": read, "given": 0}
+                yield {"index": index + place, "units": units, "source_tokens": counts}
+            index, given = index + len(items), 0
 
 
 class _Reader:

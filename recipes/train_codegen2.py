@@ -3,8 +3,8 @@
     accelerate launch recipes/train_codegen2.py recipes/codegen2/quickstart.yaml --output_dir outputs/mixture --seed 1
     python recipes/train_codegen2.py recipes/codegen2/quickstart.yaml --explain 2  # shows examples, trains nothing
 
-Flags win over the YAML file. A stopped run goes on with `--resume_from_checkpoint auto` to the same weights. The output folder
-has every logged number in `trainer_state.json`, and in `run.json` how the model was made and what it reached.
+Flags win over the YAML file. A stopped run goes on with `--resume_from_checkpoint auto` to the same weights. The output
+folder has every logged number in `trainer_state.json`; `run.json` says how the model was made and what it reached.
 """
 
 import dataclasses
@@ -31,6 +31,7 @@ from modeling_lpn import (
 from modeling_lpn.arguments import (
     CodeGen2Arguments,
     CodeTrainingArguments,
+    ObjectiveArguments,
     end_together,
     find_checkpoint,
     given,
@@ -55,12 +56,11 @@ class RunArguments:
     preset: str = option("codegen2", "Mixture of objectives, a key of PRESETS.")
     objective_per: str = option("sequence", "Draw the objective for each sequence or each document.")
     cut_within_tokens: bool = option(False, "Infilling: cut at characters instead of tokens.")
-    mask_ratio: list[float] | None = option(None, "Span corruption: range of the share of masked tokens.")
-    max_span_length: int | None = option(None, "Span corruption: longest span; up to all masked tokens if not given.")
     labels: str = option("no_sentinels", "What carries loss: no_sentinels, all or targets_only.")
     attention: str = option("isolated", "Files of a sequence: isolated, isolated_4d or joint.")
     infill_format: str = option("codegen2", "Sentinels of the tokenizer, a key of INFILL_FORMATS.")
     max_length: int = option(2048, "Tokens of a sequence.")
+    shuffle_window: int = option(10_000, "Sequences that are given in a random order at a time; 1 keeps the files'.")
     num_infill_cases: int = option(200, "Holes in held-out files to fill in every evaluation; 0 for none.")
     infill_span_tokens: int = option(8, "Longest of these holes, in tokens.")
     lora_r: int = option(0, "Rank of LoRA adapters; 0 trains all weights.")
@@ -76,21 +76,20 @@ def build_model(run, model_args, tokenizer):
     return add_lora(model, run.lora_r, run.lora_alpha) if run.lora_r else model
 
 
-def build_train_data(run, args, tokenizer, layout):
+def build_train_data(run, objective_args, args, tokenizer, layout):
     settings = {"splitter": TokenSplitter(tokenizer)} if run.cut_within_tokens else {}
-    settings |= {"mask_ratio": tuple(run.mask_ratio)} if run.mask_ratio else {}
-    settings |= {"span_length": (1, run.max_span_length)} if run.max_span_length else {}
-    mixture = ObjectiveMixture.from_preset(run.preset, run.objective_per, **settings)
-    seed = args.seed if args.data_seed is None else args.data_seed
+    mixture = ObjectiveMixture.from_preset(run.preset, run.objective_per, **given(objective_args), **settings)
     sources = open_sources(run.train_files, tokenizer, run.text_column, run.infill_format, run.streaming)
+    seed = args.seed if args.data_seed is None else args.data_seed
+    options = {"max_length": run.max_length, "seed": seed, "shuffle_window": run.shuffle_window}
     if run.streaming:
-        return StreamedSequences(sources, mixture, layout, run.max_length, run.source_weights, seed)
+        return StreamedSequences(sources, mixture, layout, weights=run.source_weights, **options)
     batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     if args.max_steps <= 0:
         tokens = sum(documents.num_tokens for documents in sources.values())
         args.max_steps = max(1, round(args.num_train_epochs * tokens / (batch * run.max_length)))
     stream = DocumentStream(sources, run.source_weights, seed)
-    return PackedSequences(stream, mixture, layout, run.max_length, args.max_steps * batch, seed)
+    return PackedSequences(stream, mixture, layout, num_sequences=args.max_steps * batch, **options)
 
 
 def build_eval_data(run, tokenizer, layout):
@@ -105,7 +104,8 @@ def build_eval_data(run, tokenizer, layout):
 
 
 def main():
-    run, model_args, args = parse_recipe([RunArguments, CodeGen2Arguments, CodeTrainingArguments])
+    kinds = [RunArguments, ObjectiveArguments, CodeGen2Arguments, CodeTrainingArguments]
+    run, objective_args, model_args, args = parse_recipe(kinds)
     logging.basicConfig(level=logging.INFO if args.should_log else logging.WARNING)
     if args.device.type == "cpu":
         use_cpu_cores(run.num_threads)
@@ -113,15 +113,14 @@ def main():
     checkpoint = find_checkpoint(args)
     tokenizer = load_code_tokenizer(run.tokenizer_name_or_path or run.model_name_or_path)
     layout = infill_layout(tokenizer, run.infill_format)
-    train_data = build_train_data(run, args, tokenizer, layout)
+    train_data = build_train_data(run, objective_args, args, tokenizer, layout)
     if run.explain:
         for example, _ in zip(train_data, range(run.explain)):
             print(explain(example, tokenizer, layout, run.labels, color=sys.stdout.isatty()))
         return
     set_seed(args.seed)
     model = build_model(run, model_args, tokenizer)
-    evaluates = args.eval_strategy != "no"
-    eval_data, cases = build_eval_data(run, tokenizer, layout) if evaluates else (None, None)
+    eval_data, cases = (None, None) if args.eval_strategy == "no" else build_eval_data(run, tokenizer, layout)
     trainer = CodeTrainer(
         model=model,
         args=args,
@@ -133,16 +132,16 @@ def main():
         infill_format=run.infill_format,
     )
     result = trainer.train(resume_from_checkpoint=checkpoint)
-    logs = [entry for entry in trainer.state.log_history if entry["step"] == trainer.state.global_step]
-    evaluation = {name: entry[name] for entry in logs for name in entry if name.startswith("eval_")}
-    if evaluates and not evaluation:  # the last step need not be one that evaluates
+    last = [entry for entry in trainer.state.log_history if entry["step"] == trainer.state.global_step]
+    evaluation = {name: entry[name] for entry in last for name in entry if name.startswith("eval_")}
+    if eval_data and not evaluation:  # the last step need not be one that evaluates
         evaluation = trainer.evaluate()
     trainer.save_model()
     trainer.save_state()
     if args.should_save:
-        record = {**describe_run(args.seed), "num_parameters": model.num_parameters(), "evaluation": evaluation}
-        arguments = {**vars(run), **given(model_args), **args.to_sanitized_dict()}
-        record |= {"metrics": result.metrics, "arguments": arguments}
+        record = {**describe_run(args.seed), "num_parameters": model.num_parameters(), "metrics": result.metrics}
+        arguments = {**vars(run), **given(objective_args), **given(model_args), **args.to_sanitized_dict()}
+        record |= {"evaluation": evaluation, "arguments": arguments}
         Path(args.output_dir, "run.json").write_text(json.dumps(record, indent=1) + "\n")
     end_together(trainer.accelerator)
 

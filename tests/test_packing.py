@@ -44,10 +44,11 @@ def make_sequences(files, preset="codegen2", max_length=64, layout=MASKS, weight
     return PackedSequences(stream, mixture, layout, max_length, **options)
 
 
-def streamed(files, preset="codegen2", weights=None, seed=0):
+def streamed(files, preset="codegen2", weights=None, seed=0, shuffle_window=1):
     """The same files as something that can only be read from the front."""
     sources = {name: lambda rows=rows: enumerate(rows) for name, rows in files.items()}
-    return StreamedSequences(sources, ObjectiveMixture.from_preset(preset), MASKS, 64, weights, seed)
+    mixture = ObjectiveMixture.from_preset(preset)
+    return StreamedSequences(sources, mixture, MASKS, 64, weights, seed, shuffle_window)
 
 
 def assert_same(first, second):
@@ -91,10 +92,12 @@ def test_any_order_of_access_gives_the_same_sequences():
         sequences[150]
 
 
+@pytest.mark.parametrize("shuffle_window", [1, 7])
 @pytest.mark.parametrize("workers", [1, 4])
 @pytest.mark.parametrize("kind", [make_sequences, streamed])
-def test_workers_change_nothing(kind, workers):
-    files, options = {"code": make_files()}, {"num_sequences": 24} if kind is make_sequences else {}
+def test_workers_change_nothing(kind, workers, shuffle_window):
+    files, options = {"code": make_files()}, {"shuffle_window": shuffle_window}
+    options |= {"num_sequences": 24} if kind is make_sequences else {}
     alone = iter(DataLoader(kind(files, **options), batch_size=4, collate_fn=collate))
     together = iter(DataLoader(kind(files, **options), batch_size=4, collate_fn=collate, num_workers=workers))
     for _ in range(6):
@@ -160,16 +163,33 @@ def test_what_is_laid_out_stays_when_the_stream_grows():
         assert (getattr(short, name) == getattr(long, name)[:count]).all()
 
 
-def test_a_stream_gives_the_sequences_of_the_index_and_continues_exactly():
+def test_a_window_shuffles_what_is_trained_on_and_nothing_else():
+    files, options = {"code": make_files(20, 1), "text": make_files(7, 2)}, {"num_sequences": 150}
+    ordered, shuffled = make_sequences(files, **options), make_sequences(files, shuffle_window=64, **options)
+    order = []
+    for start, end in ((0, 64), (64, 128), (128, 150)):  # the last window is smaller
+        rows = {json.dumps(collate([ordered[index]])["input_ids"].tolist()): index for index in range(start, end)}
+        order += [rows[json.dumps(collate([shuffled[index]])["input_ids"].tolist())] for index in range(start, end)]
+        assert sorted(order[start:]) == list(range(start, end)) != order[start:]
+        assert (shuffled[end - 1]["source_tokens"] == ordered[end - 1]["source_tokens"]).all()
+    tokens = np.array([ordered[index]["source_tokens"] for index in range(150)])
+    own = np.diff(tokens, prepend=0, axis=0)
+    given = np.array([shuffled[index]["source_tokens"] for index in range(150)])
+    assert (given == own[order].cumsum(axis=0)).all()
+    assert order[:22] != [index - 128 for index in order[128:]]  # no window has the order of another
+
+
+@pytest.mark.parametrize("shuffle_window", [1, 32])
+def test_a_stream_gives_the_sequences_of_the_index_and_continues_exactly(shuffle_window):
     files = {"code": make_files(20, 1), "text": make_files(7, 2)}
-    weights = (2, 1)
-    indexed = make_sequences(files, weights=weights, shuffle=False, num_sequences=80)
-    stream, states = streamed(files, weights=weights), []
+    weights, options = (2, 1), {"shuffle_window": shuffle_window}
+    indexed = make_sequences(files, weights=weights, shuffle=False, num_sequences=96, **options)
+    stream, states = streamed(files, weights=weights, **options), []
     iterator = iter(stream)
     for index in range(80):
         states.append(json.dumps(stream.state_dict()))
         assert_same(collate([next(iterator)]), collate([indexed[index]]))
-    for index in (0, 1, 33, 79):
+    for index in (0, 1, 32, 33, 79):
         stream.load_state_dict(json.loads(states[index]))
         assert_same(collate([next(iter(stream))]), collate([indexed[index]]))
 
@@ -254,6 +274,7 @@ def test_files_with_control_tokens_are_refused_by_name():
         (lambda: make_sequences(make_files(), weights=(1, 2)), r"weights \[1.0, 2.0\]"),
         (lambda: make_sequences(make_files(), weights=(0,)), "a weight above 0"),
         (lambda: make_sequences(make_files(), max_length=8), "`max_length` is 8"),
+        (lambda: make_sequences(make_files(), shuffle_window=0), "`shuffle_window` is 0"),
         (lambda: next(iter(streamed({"code": [[], []]}))), "Source 'code' has no tokens"),
         (lambda: collate([{"input_ids": [1, 2]}]), r"got \['input_ids'\], not planned sequences"),
         (lambda: DataCollatorForCodeObjectives(MASKS, "packed"), "`attention` is 'packed'"),
