@@ -289,6 +289,8 @@ class RecipeTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         self.use_cpu = stay_on_cpu(self.use_cpu)
+        if self.use_cpu:
+            self.dataloader_pin_memory = False  # there is nothing to pin memory for, and torch warns about it
         super().__post_init__()
 
 

@@ -3,6 +3,7 @@
 import time
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, Trainer
 
 from .code_evaluation import evaluate_infilling
@@ -84,9 +85,10 @@ class CodeTrainer(Trainer):
     `Trainer` for the batches of [`DataCollatorForCodeObjectives`] with `information=True`, and any causal language model.
 
     The loss is the mean over all targets of the optimiser step, however they are spread over accumulation steps and
-    processes. Beside it every log has
+    processes; with the collator's `span_weight` the terms are weighted, and still divided by the number of targets.
+    Beside it every log has
 
-    - `loss_causal`, `loss_span_corruption` ...: mean loss of the targets in units of each objective;
+    - `loss_causal`, `loss_span_corruption` ...: mean loss of the targets in units of each objective, not weighted;
     - `target_fraction`: share of the tokens that carry loss (the lesson of CodeGen2, arXiv 2305.02309: maximise it);
     - `tokens_per_second`: of all processes together, evaluation not counted;
     - `tokens_SOURCE`: source tokens seen so far, exact also after a resume; they stand in `trainer_state.json` as well.
@@ -96,7 +98,7 @@ class CodeTrainer(Trainer):
 
     Args:
         infill_cases (`list[InfillCase]`, *optional*): holes in held-out files, see [`make_infill_cases`].
-        infill_format (`str`, defaults to `"codegen2"`): a key of `INFILL_FORMATS`.
+        infill_settings (`dict`, *optional*): `infill_format` and `max_new_tokens` of [`evaluate_infilling`].
         kwargs: arguments of `Trainer`; `train_dataset` is a [`PackedSequences`] or [`StreamedSequences`], the
             `processing_class` the tokenizer.
 
@@ -104,14 +106,14 @@ class CodeTrainer(Trainer):
         ValueError: for `infill_cases` under FSDP, where no process has the whole model to write with.
     """
 
-    def __init__(self, *args, infill_cases=None, infill_format: str = "codegen2", **kwargs):
+    def __init__(self, *args, infill_cases=None, infill_settings: dict | None = None, **kwargs):
         super().__init__(*args, **kwargs)
         if infill_cases and self.is_fsdp_enabled:
             raise ValueError(
                 f"{len(infill_cases)} infill cases are to be written under FSDP, where no process has the whole model; "
                 "set `num_infill_cases` 0 and evaluate the saved model with recipes/evaluate_codegen2.py."
             )
-        self.infill_cases, self.infill_format = infill_cases, infill_format
+        self.infill_cases, self.infill_settings = infill_cases, infill_settings or {}
         # The targets are counted over a whole step, after the shift, and the loss is divided by their number.
         self.model_accepts_loss_kwargs = self._loss_shifts_labels = True
         self._reset()
@@ -123,15 +125,17 @@ class CodeTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         labels, objectives = inputs.pop("labels"), inputs.pop("objective_ids", None)
-        sources = inputs.pop("source_tokens", None)
+        sources, weights = inputs.pop("source_tokens", None), inputs.pop("loss_weights", None)
         inputs.pop("segment_ids", None)
         outputs = model(**inputs, use_cache=False)
         losses, targets = token_losses(outputs.logits, labels)
         has_target = targets != IGNORE_INDEX
+        # The prediction at a position is of the token after it.
+        total = (losses if weights is None else losses * nn.functional.pad(weights[:, 1:], (0, 1))).sum()
         if num_items_in_batch is None:
-            loss = losses.sum() / has_target.sum()
+            loss = total / has_target.sum()
         else:
-            loss = losses.sum() / num_items_in_batch
+            loss = total / num_items_in_batch
             if model.training and self.args.average_tokens_across_devices:
                 loss = loss * self.accelerator.num_processes  # the gradients of the processes are averaged
         if model.training and objectives is not None:
@@ -139,8 +143,7 @@ class CodeTrainer(Trainer):
         return (loss, {"loss": loss, "logits": outputs.logits}) if return_outputs else loss
 
     def _record(self, losses, has_target, objectives, sources):
-        # The prediction at a position is of the token after it.
-        objectives = torch.nn.functional.pad(objectives[:, 1:], (0, 1)).flatten()
+        objectives = nn.functional.pad(objectives[:, 1:], (0, 1)).flatten()
         values = torch.stack([losses.flatten().double(), has_target.flatten().double()])
         sums = torch.zeros(2, len(OBJECTIVE_NUMBERS), dtype=torch.float64, device=losses.device)
         self._sums = self._sums.to(losses.device) + sums.index_add_(1, objectives, values)
@@ -170,9 +173,8 @@ class CodeTrainer(Trainer):
                 self.accelerator.unwrap_model(self.model, keep_torch_compile=False),
                 self.processing_class,
                 self.infill_cases,
-                infill_format=self.infill_format,
-                max_new_tokens=32,
                 batch_size=self.args.per_device_eval_batch_size,
+                **self.infill_settings,
             )
             scores = {f"{metric_key_prefix}_infill_{name}": value for name, value in scores.items()}
             self.log(dict(scores))

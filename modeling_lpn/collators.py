@@ -177,6 +177,9 @@ class DataCollatorForCodeObjectives:
             way CodeGen2 was trained; the paper does not say.
         labels (`str`, defaults to `"no_sentinels"`):
             `"no_sentinels"`, `"all"` or `"targets_only"`, see [`unit_labels`].
+        span_weight (`float`, defaults to 1.0):
+            How often what was masked, each span with its `<eom>`, counts in the loss; other than 1 the batch has
+            `loss_weights`, for [`CodeTrainer`].
         information (`bool`, defaults to `False`):
             Whether to add `objective_ids` and `segment_ids`, `(batch, length)`, and `source_tokens`,
             `(batch, sources)`, the tokens of each source so far, which [`CodeTrainer`] takes out again.
@@ -209,12 +212,15 @@ class DataCollatorForCodeObjectives:
     layout: MaskLayout | MiddleLayout
     attention: str = "isolated"
     labels: str = "no_sentinels"
+    span_weight: float = 1.0
     information: bool = False
 
     def __post_init__(self):
         check_label_policy(self.labels)
         if self.attention not in ATTENTION:
             raise ValueError(f"`attention` is {self.attention!r}; give one of {', '.join(ATTENTION)}.")
+        if not self.span_weight > 0:
+            raise ValueError(f"`span_weight` is {self.span_weight}; give a number above 0, 1 for equal tokens.")
         unlearned = unlearned_ids(self.layout) if self.labels != "all" else []
         self._unlearned = np.zeros(max(self.layout.control_ids) + 2, dtype=bool)  # the last entry: any larger id
         self._unlearned[unlearned] = True
@@ -238,6 +244,8 @@ class DataCollatorForCodeObjectives:
             del batch["block_sequence_ids"]
         if self.attention == "joint":
             del batch["position_ids"]
+        if self.span_weight != 1:
+            batch["loss_weights"] = np.stack([self._weights(example["units"]) for example in examples])
         if self.information:
             batch["source_tokens"] = np.stack([example["source_tokens"] for example in examples])
         else:
@@ -262,6 +270,14 @@ class DataCollatorForCodeObjectives:
             row["objective_ids"][start:end] = OBJECTIVE_NUMBERS[plan.objective]
             row["segment_ids"][start:end] = number
             start = end
+
+    def _weights(self, units):
+        """Weights of the labels of a sequence."""
+        weights = []
+        for unit in units:
+            before = hidden_length(unit.plan, self.layout, "targets_only") if unit.plan.starts else unit.plan.size
+            weights += [np.ones(before, np.float32), np.full(unit.plan.size - before, self.span_weight, np.float32)]
+        return np.concatenate(weights)
 
 
 def _additive_mask(segments: np.ndarray, blocks: np.ndarray) -> np.ndarray:

@@ -387,7 +387,7 @@ _UL2_SPANS = ((3.0, 0.15), (8.0, 0.15), (3.0, 0.5), (8.0, 0.5), (64.0, 0.15), (6
 _UL2 = tuple(SpanCorruption((share, share), mean_span_length=mean) for mean, share in _UL2_SPANS)
 PRESETS = {
     "codegen2": ((0.5, CAUSAL), (0.5, SpanCorruption())),
-    "codegen2_short": ((0.5, CAUSAL), (0.5, SpanCorruption((0.1, 0.4), span_length=(1, 4)))),
+    "codegen2_short": ((0.5, CAUSAL), (0.5, SpanCorruption((0.02, 0.15), max_spans=1))),
     "incoder": ((1.0, SpanCorruption(poisson_spans=1.0)),),
     "t5": ((1.0, SpanCorruption((0.15, 0.15), mean_span_length=3.0)),),
     "ul2": (*((1.0, denoiser) for denoiser in _UL2), (1.0, PrefixLM((0.0, 0.5)))),

@@ -57,6 +57,7 @@ class RunArguments:
     objective_per: str = option("sequence", "Draw the objective for each sequence or each document.")
     cut_within_tokens: bool = option(False, "Infilling: cut at characters instead of tokens.")
     labels: str = option("no_sentinels", "What carries loss: no_sentinels, all or targets_only.")
+    span_weight: float = option(1.0, "How often a token of a masked span, and its <eom>, counts in the loss.")
     attention: str = option("isolated", "Files of a sequence: isolated, isolated_4d or joint.")
     infill_format: str = option("codegen2", "Sentinels of the tokenizer, a key of INFILL_FORMATS.")
     max_length: int = option(2048, "Tokens of a sequence.")
@@ -109,7 +110,6 @@ def main():
     logging.basicConfig(level=logging.INFO if args.should_log else logging.WARNING)
     if args.device.type == "cpu":
         use_cpu_cores(run.num_threads)
-        args.dataloader_pin_memory = False  # there is nothing to pin memory for, and torch warns about it
     checkpoint = find_checkpoint(args)
     tokenizer = load_code_tokenizer(run.tokenizer_name_or_path or run.model_name_or_path)
     layout = infill_layout(tokenizer, run.infill_format)
@@ -124,12 +124,12 @@ def main():
     trainer = CodeTrainer(
         model=model,
         args=args,
-        data_collator=DataCollatorForCodeObjectives(layout, run.attention, run.labels, information=True),
+        data_collator=DataCollatorForCodeObjectives(layout, run.attention, run.labels, run.span_weight, True),
         train_dataset=train_data,
         eval_dataset=eval_data,
         processing_class=tokenizer,
         infill_cases=cases,
-        infill_format=run.infill_format,
+        infill_settings={"infill_format": run.infill_format, "max_new_tokens": run.infill_span_tokens + 1},
     )
     result = trainer.train(resume_from_checkpoint=checkpoint)
     last = [entry for entry in trainer.state.log_history if entry["step"] == trainer.state.global_step]

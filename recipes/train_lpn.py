@@ -85,7 +85,6 @@ def main():
     logging.basicConfig(level=logging.INFO if args.should_log else logging.WARNING)
     if args.device.type == "cpu":
         use_cpu_cores(run.num_threads)
-        args.dataloader_pin_memory = False  # there is nothing to pin memory for, and torch warns about it
     checkpoint = find_checkpoint(args)
     set_seed(args.seed)
     model = build_model(run, model_args)
