@@ -58,6 +58,20 @@ def single_query_attention_forward(module, query, key, value, attention_mask, sc
 _HAS_ONEDNN = torch.backends.mkldnn.is_available()
 
 
+def few_rows_linear(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """`nn.functional.linear` by oneDNN."""
+    return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+
+
+if _HAS_ONEDNN and not hasattr(
+    torch.ops.modeling_lpn, "few_rows_linear"
+):  # this file may be loaded twice, from the Hub
+    # For `torch.compile`, whose own rule for oneDNN's product wants weights that never change.
+    torch.library.custom_op("modeling_lpn::few_rows_linear", few_rows_linear, mutates_args=()).register_fake(
+        lambda rows, weight, bias: rows.new_empty(rows.shape[0], weight.shape[0])
+    )
+
+
 class CodeGen2Linear(nn.Linear):
     """
     A linear layer that is fast for a few rows on a CPU.
@@ -76,11 +90,11 @@ class CodeGen2Linear(nn.Linear):
             and input.numel() <= self.MAX_ROWS * self.in_features
             and not torch.is_grad_enabled()
             and type(self.weight) is nn.Parameter  # neither sharded nor quantised
-            and not torch.compiler.is_compiling()  # inductor has its own choice of kernels
             and not torch.is_autocast_enabled("cpu")
             and _HAS_ONEDNN
         ):
-            rows = input.reshape(-1, self.in_features)
-            output = torch.ops.mkldnn._linear_pointwise(rows, self.weight, self.bias, "none", [], "")
+            compiling = torch.compiler.is_compiling()
+            linear = torch.ops.modeling_lpn.few_rows_linear if compiling else few_rows_linear
+            output = linear(input.reshape(-1, self.in_features), self.weight, self.bias)
             return output.view(*input.shape[:-1], self.out_features)
         return super().forward(input)

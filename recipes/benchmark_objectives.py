@@ -62,7 +62,8 @@ def measure_preset(name, documents, layout, arguments, **settings):
     speeds = []
     for seed in range(arguments.repeats + 1):
         stream = DocumentStream({"stdlib": documents}, seed=seed)
-        sequences = PackedSequences(stream, mixture, layout, LENGTH, arguments.batches * BATCH, seed)
+        total = arguments.batches * BATCH  # shuffled, as the training recipe does
+        sequences = PackedSequences(stream, mixture, layout, LENGTH, total, seed, shuffle_window=total)
 
         def collate_all(sequences=sequences):
             for first in range(0, len(sequences), BATCH):
@@ -112,16 +113,18 @@ def main(argv=None):
     else:
         tokenizer = train_codegen2_tokenizer(texts, vocab_size=4096)
     layout = infill_layout(tokenizer, arguments.infill_format)
-    seconds, ids = cpu_seconds(lambda: encode_sources(tokenizer, texts))
-    documents = TokenizedDocuments.from_lists(ids)
-    tokenizer_speed = documents.num_tokens / seconds / 1e6
+    runs = [cpu_seconds(lambda: encode_sources(tokenizer, texts)) for _ in range(3)]
+    documents = TokenizedDocuments.from_lists(runs[0][1])
+    tokenizer_speeds = [documents.num_tokens / seconds / 1e6 for seconds, _ in runs]
+    tokenizer_speed = statistics.median(tokenizer_speeds)
     print(f"tokenizer: {tokenizer_speed:.2f} million tokens per CPU second ({documents.num_tokens} tokens)")
-    result = {**describe_run(0), "batch": [BATCH, LENGTH], "tokenizer_mtok_per_s": tokenizer_speed, "presets": {}}
-    runs = [(name, name, {}) for name in arguments.presets]
+    result = {**describe_run(0), "batch": [BATCH, LENGTH], "tokenizer_mtok_per_s": tokenizer_speed}
+    result |= {"tokenizer_all": tokenizer_speeds, "presets": {}}
+    settings = [(name, name, {}) for name in arguments.presets]
     if "fim" in arguments.presets:
-        runs.append(("fim, cut within tokens", "fim", {"splitter": TokenSplitter(tokenizer)}))
-    for label, name, settings in runs:
-        speeds = measure_preset(name, documents, layout, arguments, **settings)
+        settings.append(("fim, cut within tokens", "fim", {"splitter": TokenSplitter(tokenizer)}))
+    for label, name, options in settings:
+        speeds = measure_preset(name, documents, layout, arguments, **options)
         median = statistics.median(speeds)
         result["presets"][label] = {"mtok_per_s": median, "times_tokenizer": median / tokenizer_speed, "all": speeds}
         print(

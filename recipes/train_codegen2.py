@@ -61,7 +61,7 @@ class RunArguments:
     attention: str = option("isolated", "Files of a sequence: isolated, isolated_4d or joint.")
     infill_format: str = option("codegen2", "Sentinels of the tokenizer, a key of INFILL_FORMATS.")
     max_length: int = option(2048, "Tokens of a sequence.")
-    shuffle_window: int = option(10_000, "Sequences that are given in a random order at a time; 1 keeps the files'.")
+    shuffle_window: int | None = option(None, "Sequences to shuffle at a time; if not given 100,000, streaming 1,000.")
     num_infill_cases: int = option(200, "Holes in held-out files to fill in every evaluation; 0 for none.")
     infill_span_tokens: int = option(8, "Longest of these holes, in tokens.")
     lora_r: int = option(0, "Rank of LoRA adapters; 0 trains all weights.")
@@ -81,15 +81,15 @@ def build_train_data(run, objective_args, args, tokenizer, layout):
     settings = {"splitter": TokenSplitter(tokenizer)} if run.cut_within_tokens else {}
     mixture = ObjectiveMixture.from_preset(run.preset, run.objective_per, **given(objective_args), **settings)
     sources = open_sources(run.train_files, tokenizer, run.text_column, run.infill_format, run.streaming)
-    seed = args.seed if args.data_seed is None else args.data_seed
-    options = {"max_length": run.max_length, "seed": seed, "shuffle_window": run.shuffle_window}
+    options = {"max_length": run.max_length, "seed": args.seed if args.data_seed is None else args.data_seed}
+    options["shuffle_window"] = run.shuffle_window or (1_000 if run.streaming else 100_000)
     if run.streaming:
         return StreamedSequences(sources, mixture, layout, weights=run.source_weights, **options)
     batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     if args.max_steps <= 0:
         tokens = sum(documents.num_tokens for documents in sources.values())
         args.max_steps = max(1, round(args.num_train_epochs * tokens / (batch * run.max_length)))
-    stream = DocumentStream(sources, run.source_weights, seed)
+    stream = DocumentStream(sources, run.source_weights, options["seed"])
     return PackedSequences(stream, mixture, layout, num_sequences=args.max_steps * batch, **options)
 
 

@@ -230,6 +230,7 @@ def test_presets_draw_by_their_weights(name):
         (lambda: ObjectiveMixture((Infill(),), per="batch"), "`per` is 'batch'"),
         (lambda: SpanCorruption(mask_ratio=(0.5, 0.1)), r"`mask_ratio` is \(0.5, 0.1\)"),
         (lambda: SpanCorruption(span_length=(3, 2)), r"`span_length` is \(3, 2\)"),
+        (lambda: SpanCorruption(span_length=(3,)), r"`span_length` is \(3,\)"),
         (lambda: Infill()([1, 1099, 2], np.random.default_rng(0), MASKS), "control token 1099 at position 1"),
         (lambda: Infill()([], np.random.default_rng(0), MASKS), "0 tokens and `room`"),
         (lambda: Infill()([1, 2], np.random.default_rng(0), MASKS, labels="some"), "`labels` is 'some'"),

@@ -244,6 +244,25 @@ def test_both_ways_to_isolate_files_are_one_attention(preset):
     torch.testing.assert_close(*logits, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("preset, layout", [("codegen2", MASKS), ("fim", MIDDLE), ("prefix_lm", MASKS)])
+def test_what_was_masked_can_count_more(preset, layout):
+    sequences = make_sequences(make_files(), preset, layout=layout, num_sequences=20)
+    examples = [sequences[index] for index in range(20)]
+    batch = DataCollatorForCodeObjectives(layout, span_weight=4.0)(examples)
+    plain, targets = (DataCollatorForCodeObjectives(layout, labels=name)(examples) for name in ("all", "targets_only"))
+    assert_same({**plain, "labels": batch["labels"]}, {key: batch[key] for key in plain})
+    masked = torch.zeros_like(batch["loss_weights"], dtype=torch.bool)
+    for row, example in zip(masked, examples):
+        start = 0
+        for unit in example["units"]:
+            row[start : start + unit.plan.size] = bool(unit.plan.starts)
+            start += unit.plan.size
+    masked &= (targets["labels"] != -100) & (batch["labels"] != -100)
+    learned = batch["labels"] != -100
+    assert (batch["loss_weights"][learned] == torch.where(masked, 4.0, 1.0)[learned]).all()
+    assert masked.any() == (preset != "prefix_lm")
+
+
 def test_a_packed_file_equals_the_file_alone():
     files = [list(range(2, 30)), list(range(30, 52)), list(range(40, 79))]
     sequences = make_sequences(files, "causal", shuffle=False, num_sequences=1)
@@ -279,6 +298,7 @@ def test_files_with_control_tokens_are_refused_by_name():
         (lambda: collate([{"input_ids": [1, 2]}]), r"got \['input_ids'\], not planned sequences"),
         (lambda: DataCollatorForCodeObjectives(MASKS, "packed"), "`attention` is 'packed'"),
         (lambda: DataCollatorForCodeObjectives(MASKS, labels="none"), "`labels` is 'none'"),
+        (lambda: DataCollatorForCodeObjectives(MASKS, span_weight=0), "`span_weight` is 0"),
     ],
 )
 def test_errors_say_what_is_wrong(action, message):

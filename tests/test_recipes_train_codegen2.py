@@ -116,7 +116,8 @@ def test_a_killed_and_resumed_run_ends_with_the_same_weights_and_counts(trained,
 
 def test_accumulation_and_two_processes_equal_one_batch(data, tmp_path, monkeypatch):
     settings = {"resid_pdrop": 0.0, "eval_strategy": "no", "save_strategy": "no", "max_steps": 4, "logging_steps": 1}
-    settings |= {"preset": "fim", "objective_per": "document", "labels": "targets_only"}  # targets are unevenly spread
+    # Targets are unevenly spread, and so are weights.
+    settings |= {"preset": "fim", "objective_per": "document", "labels": "targets_only", "span_weight": 3}
     runs = {"whole": (4, 1), "accumulated": (1, 4)}
     for name, (batch, steps) in runs.items():
         sizes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": steps}
@@ -176,6 +177,15 @@ def test_examples_are_shown_and_nothing_is_trained(data, tmp_path, monkeypatch, 
     assert printed.count("sequence ") == 4 and "unit 1: infill" in printed and not (tmp_path / "none").exists()
 
 
+def test_settings_of_objectives_are_flags(data, tmp_path, monkeypatch, capsys):
+    settings = {"mask_ratio": [0.05, 0.05], "span_length": [2, 2], "max_spans": 1, "explain": 5}
+    call(monkeypatch, *settings_of(data, tmp_path, **settings))
+    facts = [line for line in capsys.readouterr().out.splitlines() if "span_corruption" in line]
+    assert facts and all("1 spans" in line for line in facts)
+    with pytest.raises(ValueError, match="No objective of the preset 'causal' .* has the setting 'mask_ratio'"):
+        call(monkeypatch, *settings_of(data, tmp_path, preset="causal", **settings))
+
+
 def test_mistakes_are_named(data, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="`max_lenght` is no known argument; did you mean `max_length`"):
         call(monkeypatch, *settings_of(data, tmp_path, max_lenght=3))
@@ -206,10 +216,11 @@ def test_names_of_sources():
 def test_every_recipe_is_understood(path, tmp_path):
     if path.stem.endswith("_eval"):
         return
-    types = [train.RunArguments, train.CodeGen2Arguments, train.CodeTrainingArguments]
-    run, model_args, args = parse_recipe(types, [str(path), "--output_dir", str(tmp_path), "--bf16", "false"])
+    types = [train.RunArguments, train.ObjectiveArguments, train.CodeGen2Arguments, train.CodeTrainingArguments]
+    flags = [str(path), "--output_dir", str(tmp_path), "--bf16", "false"]
+    run, objective_args, model_args, args = parse_recipe(types, flags)
     assert run.train_files and (args.max_steps > 0 or args.num_train_epochs > 0)
-    train.ObjectiveMixture.from_preset(run.preset, run.objective_per)
+    train.ObjectiveMixture.from_preset(run.preset, run.objective_per, **given(objective_args))
     header = path.read_text().split("\n\n")[0]
     assert header.startswith("# ") and f"recipes/codegen2/{path.name}" in path.read_text()
     settings = given(model_args)
