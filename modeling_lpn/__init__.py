@@ -39,7 +39,7 @@ from .modeling_codegen2 import (
     regroup_qkv,
 )
 from .modeling_lpn import LPNModel, LPNPreTrainedModel
-from .objectives import OBJECTIVES, PRESETS, ObjectiveMixture, TokenSplitter
+from .objectives import OBJECTIVES, PRESETS, ObjectiveMixture
 from .outputs_lpn import LPNEncoderOutput, LPNGenerateOutput, LPNOutput
 from .packing import DocumentStream, PackedSequences, StreamedSequences, TokenizedDocuments
 from .pipelines import CodeInfillingPipeline
@@ -47,6 +47,7 @@ from .processing_lpn import LPNProcessor
 from .search_lpn import SEARCH_METHODS, SearchConfig, SearchOutput
 from .sources import load_tasks, save_tasks
 from .tasks import TASK_GENERATORS, PairTask, PatternTask, TaskStream
+from .token_splitter import TokenSplitter
 
 
 AutoConfig.register("lpn", LPNConfig, exist_ok=True)

@@ -12,13 +12,19 @@ from itertools import accumulate
 
 import numpy as np
 
-from .infilling_codegen2 import MaskLayout, MiddleLayout, encode_source
+from .infilling_codegen2 import MaskLayout, MiddleLayout
+from .token_splitter import TokenSplitter
 
 
 LABEL_POLICIES = ("no_sentinels", "all", "targets_only")
 IGNORE_INDEX = -100
 MIN_LENGTH = 4  # shorter pieces of a file are trained causally
 MANY_SPANS = 10  # from here on one pass over the tokens is faster than joining the pieces
+
+
+def _check_range(name, shares):
+    if len(shares) != 2 or not 0 <= shares[0] <= shares[1] <= 1:
+        raise ValueError(f"`{name}` is {shares}; give two shares with 0 <= low <= high <= 1.")
 
 
 @dataclass(frozen=True)
@@ -103,6 +109,13 @@ class Objective:
         input_ids = np.concatenate(unit_parts(token_ids, plan, layout)).astype(np.int64)
         return {"input_ids": input_ids, "labels": unit_labels(input_ids, plan, layout, labels), "plan": plan}
 
+    def _piece(self, token_ids, most, rng) -> int:
+        """Number of tokens to take of a file: all, or where only `most` fit a random share of those."""
+        if len(token_ids) <= most:
+            return len(token_ids)
+        low, high = self.cut_ratio
+        return max(round(most * (low + (high - low) * rng.random())), min(self.min_length, most))
+
 
 @dataclass(frozen=True)
 class Causal(Objective):
@@ -138,6 +151,9 @@ class SpanCorruption(Objective):
         max_spans (`int`, *optional*): most spans of a unit; the number of mask tokens is a limit in any case.
         final_end_of_text (`bool`, defaults to `True`): whether the end of text follows the last span.
         min_length (`int`, defaults to 4): shorter files, or pieces of them, are trained causally.
+        cut_ratio (`tuple[float, float]`, defaults to `(0.5, 1.0)`): where a file does not fit, the range of the uniform
+            share that is taken of what would. With `(1.0, 1.0)` the unit ends where its sequence does, and a model
+            learns to end its spans by counting, which fails at inference.
     """
 
     mask_ratio: tuple[float, float] = (0.0, 1.0)
@@ -147,18 +163,19 @@ class SpanCorruption(Objective):
     max_spans: int | None = None
     final_end_of_text: bool = True
     min_length: int = MIN_LENGTH
+    cut_ratio: tuple[float, float] = (0.5, 1.0)
     name = "span_corruption"
 
     def __post_init__(self):
-        if len(self.mask_ratio) != 2 or not 0 <= self.mask_ratio[0] <= self.mask_ratio[1] <= 1:
-            raise ValueError(f"`mask_ratio` is {self.mask_ratio}; give two shares with 0 <= low <= high <= 1.")
+        for name in ("mask_ratio", "cut_ratio"):
+            _check_range(name, getattr(self, name))
         if len(self.span_length) != 2 or not 1 <= self.span_length[0] <= (self.span_length[1] or self.span_length[0]):
             raise ValueError(f"`span_length` is {self.span_length}; give two lengths with 1 <= low <= high.")
 
     def plan(self, token_ids, room, rng, layout) -> UnitPlan:
         _require_masks(layout, self.name)
         fixed = 2 + self.final_end_of_text  # end of text, <sep>, final end of text
-        taken = min(len(token_ids), room - 3 - fixed)
+        taken = self._piece(token_ids, room - 3 - fixed, rng)
         if taken < self.min_length:
             return CAUSAL.plan(token_ids, room, rng, layout)
         draw = self._draw_lengths if self.poisson_spans is None else self._draw_borders
@@ -233,14 +250,18 @@ class Infill(Objective):
         splitter ([`TokenSplitter`], *optional*): draws the cut points uniformly over characters, as FIM does, and
             encodes what a cut leaves of a token anew. Without it the cuts lie between tokens.
         final_end_of_text (`bool`, defaults to `True`): whether the end of text follows `<eom>`.
-        min_length (`int`, defaults to 4): shorter files, or pieces of them, are trained causally.
+        min_length, cut_ratio: see [`SpanCorruption`].
     """
 
     suffix_first_rate: float | None = None
-    splitter: "TokenSplitter | None" = None
+    splitter: TokenSplitter | None = None
     final_end_of_text: bool = True
     min_length: int = MIN_LENGTH
+    cut_ratio: tuple[float, float] = (0.5, 1.0)
     name = "infill"
+
+    def __post_init__(self):
+        _check_range("cut_ratio", self.cut_ratio)
 
     def plan(self, token_ids, room, rng, layout) -> UnitPlan:
         rate = self.suffix_first_rate
@@ -252,7 +273,7 @@ class Infill(Objective):
         rate = 0.5 if rate is None and isinstance(layout, MiddleLayout) else rate
         ends = self.final_end_of_text or isinstance(layout, MiddleLayout)
         overhead = layout.overhead(1) + (ends and isinstance(layout, MaskLayout))
-        taken = min(len(token_ids), room - overhead)
+        taken = self._piece(token_ids, room - overhead, rng)
         if taken < self.min_length:
             return CAUSAL.plan(token_ids, room, rng, layout)
         suffix_first = bool(rate) and rng.random() < rate
@@ -387,7 +408,7 @@ _UL2_SPANS = ((3.0, 0.15), (8.0, 0.15), (3.0, 0.5), (8.0, 0.5), (64.0, 0.15), (6
 _UL2 = tuple(SpanCorruption((share, share), mean_span_length=mean) for mean, share in _UL2_SPANS)
 PRESETS = {
     "codegen2": ((0.5, CAUSAL), (0.5, SpanCorruption())),
-    "codegen2_short": ((0.5, CAUSAL), (0.5, SpanCorruption((0.02, 0.15), max_spans=1))),
+    "codegen2_short": ((0.5, CAUSAL), (0.5, SpanCorruption((0.02, 0.15), max_spans=1, cut_ratio=(0.25, 1.0)))),
     "incoder": ((1.0, SpanCorruption(poisson_spans=1.0)),),
     "t5": ((1.0, SpanCorruption((0.15, 0.15), mean_span_length=3.0)),),
     "ul2": (*((1.0, denoiser) for denoiser in _UL2), (1.0, PrefixLM((0.0, 0.5)))),
@@ -491,89 +512,6 @@ def check_source(token_ids, layout, name: str = "The file") -> None:
             f"{name} holds the control token {int(token_ids[place])} at position {place}; encode it with "
             "`encode_source`, which keeps sentinels written in a source as text."
         )
-
-
-class TokenSplitter:
-    """
-    Cuts a piece of a file at characters instead of tokens, for [`Infill`] (FIM, arXiv 2207.14255, section 4.1).
-
-    The words that a cut goes through are encoded anew, so that prefix, middle and suffix are made of the tokens that
-    the tokenizer gives them at inference.
-
-    Args:
-        tokenizer (`PreTrainedTokenizerBase`): the model's.
-    """
-
-    MAX_WORD = 16  # tokens on either side of a cut that are encoded anew
-
-    def __init__(self, tokenizer):
-        self.tokenizer = tokenizer
-        texts = [tokenizer.decode([token_id]) for token_id in range(len(tokenizer))]
-        self._lengths = np.array([max(len(text), 1) for text in texts])
-        self._begins_word = np.array([text[:1].isspace() for text in texts])
-
-    def cut(self, token_ids, taken: int, room: int, rng) -> tuple[int, np.ndarray, list[int]]:
-        """
-        Cuts the first tokens of a file twice, uniformly over its characters.
-
-        Args:
-            token_ids (`numpy.ndarray` of shape `(tokens,)`): the file.
-            taken (`int`): number of its tokens to cut, fewer where they would not fit once encoded anew.
-            room (`int`): number of tokens the result may have.
-            rng (`numpy.random.Generator`): draws the characters.
-
-        Returns:
-            `tuple`: the number of tokens taken, their ids as they are now, and the two cuts in these ids.
-        """
-        where = np.sort(rng.random(2))
-        while True:
-            source, cuts = self._split(token_ids[:taken], where)
-            if len(source) <= room:
-                return taken, source, cuts
-            taken -= len(source) - room
-
-    def _split(self, token_ids, where):
-        ends = self._lengths[token_ids].cumsum()
-        parts, cuts, place = [], [], 0
-        for characters, first, last in self._words(token_ids, ends, (where * (ends[-1] + 1)).astype(int)):
-            text, start = self.tokenizer.decode(token_ids[first:last]), int(ends[first - 1]) if first else 0
-            borders = [0, *(character - start for character in characters), len(text)]
-            parts.append(token_ids[place:first])
-            for begin, end in zip(borders, borders[1:]):
-                parts.append(np.array(encode_source(self.tokenizer, text[begin:end]), dtype=token_ids.dtype))
-                cuts.append(sum(map(len, parts)))
-            cuts.pop()  # the last border is the word's end, no cut
-            place = last
-        return np.concatenate((*parts, token_ids[place:])), cuts
-
-    def _words(self, token_ids, ends, cuts):
-        """
-        The cuts (characters of the piece) with the first and last token of the word each goes through: an empty range
-        where it lies between tokens, and one range for two cuts in the same word.
-        """
-        words = []
-        for cut in cuts.tolist():
-            token = int(ends.searchsorted(cut, side="right"))
-            start = int(ends[token - 1]) if token else 0
-            first, last = self._word_around(token_ids, ends, token) if cut > start else (token, token)
-            cut = cut if first < last else start
-            if words and words[-1][2] > first:
-                before, begin, end = words.pop()
-                words.append(([*before, cut], min(begin, first), max(end, last)))
-            else:
-                words.append(([cut], first, last))
-        return words
-
-    def _word_around(self, token_ids, ends, token):
-        """Range of the tokens from the last one that begins with white space to the next; empty if it is not text."""
-        lower, upper = max(token - self.MAX_WORD, 0), min(token + self.MAX_WORD, len(token_ids))
-        begins = self._begins_word[token_ids[lower:upper]].nonzero()[0] + lower
-        first = int(begins[begins <= token].max(initial=lower))
-        last = int(begins[begins > token].min(initial=upper))
-        text = self.tokenizer.decode(token_ids[first:last])
-        if "\ufffd" in text or len(text) != ends[last - 1] - (ends[first - 1] if first else 0):
-            return token, token  # a token that is a part of a character: cut before it
-        return first, last
 
 
 def _require_masks(layout, name):

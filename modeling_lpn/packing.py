@@ -280,7 +280,7 @@ class PackedSequences(Dataset):
     >>> mixture = ObjectiveMixture.from_preset("codegen2")
     >>> sequences = PackedSequences(DocumentStream({"code": documents}), mixture, layout, max_length=32)
     >>> len(sequences), [unit.plan.objective for unit in sequences[2]["units"]]
-    (5, ['span_corruption', 'span_corruption'])
+    (5, ['span_corruption', 'span_corruption', 'causal'])
 
     ```
     """

@@ -190,6 +190,18 @@ def test_cuts_within_tokens_are_uniform_over_characters_and_encoded_as_at_infere
     assert len(ids) < len(text) and set(places) == set(range(len(text) + 1))
 
 
+@pytest.mark.parametrize("kind, layout", [(SpanCorruption, MASKS), (Infill, MASKS), (Infill, MIDDLE)])
+def test_the_end_of_a_cut_unit_is_not_that_of_its_sequence(kind, layout):
+    """Else a model learns to end spans where sequences end."""
+    rng = np.random.default_rng(0)
+    plans = [kind().plan(source_of(500), 200, rng, layout) for _ in range(400)]
+    sizes = np.array([plan.size for plan in plans])
+    assert sizes.min() < 110 and sizes.max() > 190 and np.unique(sizes).size > 60
+    exact = kind(cut_ratio=(1.0, 1.0)).plan(source_of(500), 200, rng, layout)
+    assert exact.size == 200
+    assert kind().plan(source_of(100), 400, rng, layout).taken == 100  # what fits is not cut
+
+
 def test_labels_by_policy():
     rng = np.random.default_rng(3)
     unit = SpanCorruption((0.4, 0.4), mean_span_length=2.0)(source_of(10), rng, MASKS, labels="all")
@@ -229,6 +241,7 @@ def test_presets_draw_by_their_weights(name):
         (lambda: ObjectiveMixture((Infill(),), (1.0, 2.0)), "1 objectives have the weights"),
         (lambda: ObjectiveMixture((Infill(),), per="batch"), "`per` is 'batch'"),
         (lambda: SpanCorruption(mask_ratio=(0.5, 0.1)), r"`mask_ratio` is \(0.5, 0.1\)"),
+        (lambda: Infill(cut_ratio=(0.5, 1.5)), r"`cut_ratio` is \(0.5, 1.5\)"),
         (lambda: SpanCorruption(span_length=(3, 2)), r"`span_length` is \(3, 2\)"),
         (lambda: SpanCorruption(span_length=(3,)), r"`span_length` is \(3,\)"),
         (lambda: Infill()([1, 1099, 2], np.random.default_rng(0), MASKS), "control token 1099 at position 1"),
