@@ -203,6 +203,7 @@ def eager_model(implementation="eager"):
     return model
 
 
+@pytest.mark.slow  # most of a minute of compiling
 @torch.no_grad()
 def test_flex_attention_encodes_on_cpu():
     """More than this compiles to faulty C++ in torch 2.13; the whole model is compared on a GPU."""
