@@ -367,8 +367,9 @@ class StreamedSequences(IterableDataset):
     The sequences of a run over sources that can only be read from the front; memory stays flat.
 
     Same packing, mixing, seeding and shuffling as [`PackedSequences`], but the order of the files is that of the sources
-    and a whole `shuffle_window` of sequences is held in memory. One worker does all the reading (further ones yield nothing), so their number changes nothing. `state_dict()` and `load_state_dict()`
-    continue exactly; `Trainer` resumes by reading the stream again from the front, which is exact as well.
+    and a whole `shuffle_window` of sequences is held in memory. One worker does all the reading (further ones yield
+    nothing), so their number changes nothing. `state_dict()` and `load_state_dict()` continue exactly; `Trainer` resumes
+    by reading the stream again from the front, which is exact as well.
 
     Args:
         sources (`Mapping[str, Callable[[], Iterable]]`): for each source a function that starts an epoch of it: an
