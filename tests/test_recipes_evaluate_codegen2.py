@@ -150,5 +150,5 @@ def test_mistakes_are_said_before_anything_is_done(folder, monkeypatch):
 )
 def test_every_recipe_is_understood(path):
     (args,) = parse_recipe([evaluate.EvaluationArguments], [str(path)])
-    assert evaluate.plan(args) == ["infill:tokens", "infill:line", "loss"]
+    assert evaluate.plan(args) == ["infill:tokens", "loss"]
     assert path.read_text().startswith("# ") and f"recipes/codegen2/{path.name}" in path.read_text()
