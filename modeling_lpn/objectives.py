@@ -57,7 +57,7 @@ class UnitPlan:
 class Objective:
     """
     Base of the objectives: an instance holds the settings and is called as a pure function. A subclass has a `name` and
-    `plan(token_ids, room, rng, layout)`, which returns a [`UnitPlan`] of at most `room` tokens.
+    `plan(token_ids, room, rng, layout, opens_sequence=False)`, which returns a [`UnitPlan`] of at most `room` tokens.
 
     Example:
 
@@ -109,10 +109,10 @@ class Objective:
         input_ids = np.concatenate(unit_parts(token_ids, plan, layout)).astype(np.int64)
         return {"input_ids": input_ids, "labels": unit_labels(input_ids, plan, layout, labels), "plan": plan}
 
-    def _piece(self, token_ids, most, rng) -> int:
-        """Number of tokens to take of a file: all, or where only `most` fit a random share of those."""
-        if len(token_ids) <= most:
-            return len(token_ids)
+    def _piece(self, token_ids, most, rng, opens_sequence) -> int:
+        """Number of tokens to take of a file of which only `most` fit: a random share of those to open a sequence."""
+        if len(token_ids) <= most or not opens_sequence:
+            return min(len(token_ids), most)
         low, high = self.cut_ratio
         return max(round(most * (low + (high - low) * rng.random())), min(self.min_length, most))
 
@@ -123,7 +123,7 @@ class Causal(Objective):
 
     name = "causal"
 
-    def plan(self, token_ids, room, rng, layout) -> UnitPlan:
+    def plan(self, token_ids, room, rng, layout, opens_sequence=False) -> UnitPlan:
         taken = min(len(token_ids), room)
         # A file that ends exactly where the room does goes without its end of text: no token of a sequence is wasted.
         ends = taken == len(token_ids) and taken < room
@@ -151,9 +151,9 @@ class SpanCorruption(Objective):
         max_spans (`int`, *optional*): most spans of a unit; the number of mask tokens is a limit in any case.
         final_end_of_text (`bool`, defaults to `True`): whether the end of text follows the last span.
         min_length (`int`, defaults to 4): shorter files, or pieces of them, are trained causally.
-        cut_ratio (`tuple[float, float]`, defaults to `(0.5, 1.0)`): where a file does not fit, the range of the uniform
-            share that is taken of what would. With `(1.0, 1.0)` the unit ends where its sequence does, and a model
-            learns to end its spans by counting, which fails at inference.
+        cut_ratio (`tuple[float, float]`, defaults to `(0.5, 1.0)`): where a file does not fit into a whole sequence, the
+            range of the uniform share that is taken of what would. With `(1.0, 1.0)` units begin and end where their
+            sequences do, and a model learns to end its spans by counting, which fails at inference.
     """
 
     mask_ratio: tuple[float, float] = (0.0, 1.0)
@@ -172,10 +172,10 @@ class SpanCorruption(Objective):
         if len(self.span_length) != 2 or not 1 <= self.span_length[0] <= (self.span_length[1] or self.span_length[0]):
             raise ValueError(f"`span_length` is {self.span_length}; give two lengths with 1 <= low <= high.")
 
-    def plan(self, token_ids, room, rng, layout) -> UnitPlan:
+    def plan(self, token_ids, room, rng, layout, opens_sequence=False) -> UnitPlan:
         _require_masks(layout, self.name)
         fixed = 2 + self.final_end_of_text  # end of text, <sep>, final end of text
-        taken = self._piece(token_ids, room - 3 - fixed, rng)
+        taken = self._piece(token_ids, room - 3 - fixed, rng, opens_sequence)
         if taken < self.min_length:
             return CAUSAL.plan(token_ids, room, rng, layout)
         draw = self._draw_lengths if self.poisson_spans is None else self._draw_borders
@@ -263,7 +263,7 @@ class Infill(Objective):
     def __post_init__(self):
         _check_range("cut_ratio", self.cut_ratio)
 
-    def plan(self, token_ids, room, rng, layout) -> UnitPlan:
+    def plan(self, token_ids, room, rng, layout, opens_sequence=False) -> UnitPlan:
         rate = self.suffix_first_rate
         if isinstance(layout, MaskLayout) and rate:
             raise ValueError(
@@ -273,7 +273,7 @@ class Infill(Objective):
         rate = 0.5 if rate is None and isinstance(layout, MiddleLayout) else rate
         ends = self.final_end_of_text or isinstance(layout, MiddleLayout)
         overhead = layout.overhead(1) + (ends and isinstance(layout, MaskLayout))
-        taken = self._piece(token_ids, room - overhead, rng)
+        taken = self._piece(token_ids, room - overhead, rng, opens_sequence)
         if taken < self.min_length:
             return CAUSAL.plan(token_ids, room, rng, layout)
         suffix_first = bool(rate) and rng.random() < rate
@@ -281,7 +281,10 @@ class Infill(Objective):
             source, length = None, taken
             start, end = sorted(rng.integers(0, taken + 1, 2).tolist())
         else:
-            taken, source, (start, end) = self.splitter.cut(token_ids, taken, room - overhead, rng)
+            cut = self.splitter.cut(token_ids, taken, room - overhead, rng)
+            if cut is None:
+                return CAUSAL.plan(token_ids, room, rng, layout)
+            taken, source, (start, end) = cut
             length = len(source)
         size = length + overhead
         return UnitPlan(self.name, taken, size, [start], [end - start], ends, 0, suffix_first, source)
@@ -302,7 +305,7 @@ class PrefixLM(Objective):
     min_length: int = MIN_LENGTH
     name = "prefix_lm"
 
-    def plan(self, token_ids, room, rng, layout) -> UnitPlan:
+    def plan(self, token_ids, room, rng, layout, opens_sequence=False) -> UnitPlan:
         plan = CAUSAL.plan(token_ids, room, rng, layout)
         if plan.taken < self.min_length:
             return plan

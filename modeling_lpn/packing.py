@@ -241,7 +241,7 @@ def plan_sequence(
             token_ids = token_ids[offset:]
         if units and mixture.per == "document":
             objective = mixture.draw(rng)
-        plan = objective.plan(token_ids, room, rng, layout)
+        plan = objective.plan(token_ids, room, rng, layout, opens_sequence=not units)
         units.append(Unit(token_ids, plan, document, offset))
         room -= plan.size
         document, offset = (document + 1, 0) if plan.taken == len(token_ids) else (document, offset + plan.taken)
@@ -280,7 +280,7 @@ class PackedSequences(Dataset):
     >>> mixture = ObjectiveMixture.from_preset("codegen2")
     >>> sequences = PackedSequences(DocumentStream({"code": documents}), mixture, layout, max_length=32)
     >>> len(sequences), [unit.plan.objective for unit in sequences[2]["units"]]
-    (5, ['span_corruption', 'span_corruption', 'causal'])
+    (5, ['span_corruption', 'span_corruption'])
 
     ```
     """

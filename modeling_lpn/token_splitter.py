@@ -24,7 +24,7 @@ class TokenSplitter:
         self._lengths = np.array([max(len(text), 1) for text in texts])
         self._begins_word = np.array([text[:1].isspace() for text in texts])
 
-    def cut(self, token_ids, taken: int, room: int, rng) -> tuple[int, np.ndarray, list[int]]:
+    def cut(self, token_ids, taken: int, room: int, rng) -> tuple[int, np.ndarray, list[int]] | None:
         """
         Cuts the first tokens of a file twice, uniformly over its characters.
 
@@ -35,14 +35,16 @@ class TokenSplitter:
             rng (`numpy.random.Generator`): draws the characters.
 
         Returns:
-            `tuple`: the number of tokens taken, their ids as they are now, and the two cuts in these ids.
+            `tuple`: the number of tokens taken, their ids as they are now, and the two cuts in these ids; `None` where
+            no token fits.
         """
         where = np.sort(rng.random(2))
-        while True:
+        while taken > 0:
             source, cuts = self._split(token_ids[:taken], where)
             if len(source) <= room:
                 return taken, source, cuts
             taken -= len(source) - room
+        return None
 
     def _split(self, token_ids, where):
         ends = self._lengths[token_ids].cumsum()

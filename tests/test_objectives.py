@@ -1,5 +1,7 @@
 """The objectives: what can be undone, what carries loss, what is drawn how often."""
 
+import itertools
+
 import numpy as np
 import pytest
 from cases_codegen2 import tiny_tokenizer
@@ -190,16 +192,28 @@ def test_cuts_within_tokens_are_uniform_over_characters_and_encoded_as_at_infere
     assert len(ids) < len(text) and set(places) == set(range(len(text) + 1))
 
 
+def test_a_room_in_which_no_cut_fits_is_trained_causally():
+    ids = np.array(encode_source(SPLITTER.tokenizer, "def add(alpha, beta):\n    return alpha + beta\n"))
+    layout, found = infill_layout(SPLITTER.tokenizer), set()
+    for room, seed in itertools.product(range(8, 16), range(60)):
+        plan = Infill(splitter=SPLITTER).plan(ids, room, np.random.default_rng(seed), layout)
+        assert 1 <= plan.size <= room
+        found.add(plan.objective)
+    assert found == {"causal", "infill"}
+    results = [SPLITTER.cut(ids, 1, 1, np.random.default_rng(seed)) for seed in range(200)]
+    assert any(result is None for result in results) and any(result is not None for result in results)
+
+
 @pytest.mark.parametrize("kind, layout", [(SpanCorruption, MASKS), (Infill, MASKS), (Infill, MIDDLE)])
 def test_the_end_of_a_cut_unit_is_not_that_of_its_sequence(kind, layout):
     """Else a model learns to end spans where sequences end."""
     rng = np.random.default_rng(0)
-    plans = [kind().plan(source_of(500), 200, rng, layout) for _ in range(400)]
+    plans = [kind().plan(source_of(500), 200, rng, layout, True) for _ in range(400)]
     sizes = np.array([plan.size for plan in plans])
     assert sizes.min() < 110 and sizes.max() > 190 and np.unique(sizes).size > 60
-    exact = kind(cut_ratio=(1.0, 1.0)).plan(source_of(500), 200, rng, layout)
-    assert exact.size == 200
-    assert kind().plan(source_of(100), 400, rng, layout).taken == 100  # what fits is not cut
+    assert kind(cut_ratio=(1.0, 1.0)).plan(source_of(500), 200, rng, layout, True).size == 200
+    assert kind().plan(source_of(500), 200, rng, layout).size == 200  # behind another unit its place is random anyway
+    assert kind().plan(source_of(100), 400, rng, layout, True).taken == 100  # what fits is not cut
 
 
 def test_labels_by_policy():
