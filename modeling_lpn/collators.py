@@ -232,47 +232,55 @@ class DataCollatorForCodeObjectives:
                 f"The collator got {found}, not planned sequences; wrap tokenised files in PackedSequences, which "
                 "decides what every sequence holds."
             )
-        length = sum(unit.plan.size for unit in examples[0]["units"])
-        names = ("input_ids", "labels", "position_ids", "block_sequence_ids", "objective_ids", "segment_ids")
-        batch = {name: np.empty((len(examples), length), dtype=np.int64) for name in names}
-        for row, example in enumerate(examples):
-            self._fill(example["units"], {name: array[row] for name, array in batch.items()})
-        if self.attention == "isolated_4d":
-            batch["attention_mask"] = _additive_mask(batch["segment_ids"], batch["block_sequence_ids"])
-        has_prefix = any(unit.plan.prefix_length for example in examples for unit in example["units"])
-        if not has_prefix or self.attention == "isolated_4d":
-            del batch["block_sequence_ids"]
-        if self.attention == "joint":
-            del batch["position_ids"]
+        units = [unit for example in examples for unit in example["units"]]
+        sizes = np.array([unit.plan.size for unit in units])
+        starts = sizes.cumsum() - sizes
+        # All sequences at once, as one long row.
+        input_ids = np.empty(sizes.sum(), dtype=np.int64)
+        parts = [part for unit in units for part in unit_parts(unit.token_ids, unit.plan, self.layout)]
+        np.concatenate(parts, out=input_ids, casting="unsafe")
+        batch = {"input_ids": input_ids, "labels": self._labels(input_ids, units, starts)}
+        if self.attention != "joint":
+            batch["position_ids"] = np.arange(len(input_ids)) - starts.repeat(sizes)
+        blocks = self._blocks(len(input_ids), units, starts)
+        if blocks is not None and self.attention != "isolated_4d":
+            batch["block_sequence_ids"] = blocks
+        segments = np.concatenate([np.arange(len(example["units"])) for example in examples]).repeat(sizes)
+        if self.information:
+            objectives = np.array([OBJECTIVE_NUMBERS[unit.plan.objective] for unit in units])
+            batch |= {"objective_ids": objectives.repeat(sizes), "segment_ids": segments}
         if self.span_weight != 1:
-            batch["loss_weights"] = np.stack([self._weights(example["units"]) for example in examples])
+            batch["loss_weights"] = self._weights(units)
+        batch = {name: array.reshape(len(examples), -1) for name, array in batch.items()}
+        if self.attention == "isolated_4d":
+            blocks = None if blocks is None else blocks.reshape(len(examples), -1)
+            batch["attention_mask"] = _additive_mask(segments.reshape(len(examples), -1), blocks)
         if self.information:
             batch["source_tokens"] = np.stack([example["source_tokens"] for example in examples])
-        else:
-            del batch["objective_ids"], batch["segment_ids"]
         return {name: torch.from_numpy(array) for name, array in batch.items()}
 
-    def _fill(self, units, row):
-        parts = [part for unit in units for part in unit_parts(unit.token_ids, unit.plan, self.layout)]
-        input_ids, labels = row["input_ids"], row["labels"]
-        np.concatenate(parts, out=input_ids, casting="unsafe")
-        labels[:] = input_ids
+    def _labels(self, input_ids, units, starts):
+        labels = input_ids.copy()
         np.putmask(labels, self._unlearned.take(input_ids, mode="clip"), IGNORE_INDEX)
-        row["block_sequence_ids"].fill(-1)
-        start = 0
-        for number, unit in enumerate(units):
-            plan, end = unit.plan, start + unit.plan.size
-            # Nothing precedes a file's first token where files are isolated.
-            hidden = max(hidden_length(plan, self.layout, self.labels), self.attention != "joint")
-            labels[start : start + hidden] = IGNORE_INDEX
-            row["position_ids"][start:end] = np.arange(plan.size)
-            row["block_sequence_ids"][start : start + plan.prefix_length] = number
-            row["objective_ids"][start:end] = OBJECTIVE_NUMBERS[plan.objective]
-            row["segment_ids"][start:end] = number
-            start = end
+        if self.attention != "joint":
+            labels[starts] = IGNORE_INDEX  # nothing precedes a file's first token where files are isolated
+        if self.labels == "targets_only" or any(unit.plan.prefix_length for unit in units):
+            for unit, start in zip(units, starts.tolist()):
+                labels[start : start + hidden_length(unit.plan, self.layout, self.labels)] = IGNORE_INDEX
+        return labels
+
+    @staticmethod
+    def _blocks(length, units, starts):
+        """Numbers of the prefixes that are read in both directions and -1 elsewhere; `None` without any."""
+        if not any(unit.plan.prefix_length for unit in units):
+            return None
+        blocks = np.full(length, -1)
+        for number, (unit, start) in enumerate(zip(units, starts.tolist())):
+            blocks[start : start + unit.plan.prefix_length] = number
+        return blocks
 
     def _weights(self, units):
-        """Weights of the labels of a sequence."""
+        """Weights of the labels."""
         weights = []
         for unit in units:
             before = hidden_length(unit.plan, self.layout, "targets_only") if unit.plan.starts else unit.plan.size
@@ -280,11 +288,12 @@ class DataCollatorForCodeObjectives:
         return np.concatenate(weights)
 
 
-def _additive_mask(segments: np.ndarray, blocks: np.ndarray) -> np.ndarray:
+def _additive_mask(segments: np.ndarray, blocks: np.ndarray | None) -> np.ndarray:
     """0 where a query may look and the lowest float32 elsewhere, `(batch, 1, length, length)`."""
     length = segments.shape[1]
     allowed = np.tril(np.ones((length, length), dtype=bool))[None]
-    allowed = allowed | ((blocks[:, :, None] == blocks[:, None]) & (blocks[:, None] >= 0))
+    if blocks is not None:
+        allowed = allowed | ((blocks[:, :, None] == blocks[:, None]) & (blocks[:, None] >= 0))
     allowed = allowed & (segments[:, :, None] == segments[:, None])
     return np.where(allowed, np.float32(0), np.finfo(np.float32).min)[:, None]
 

@@ -7,9 +7,10 @@ order, which takes token counts only and some 50 microseconds each, and makes an
 [`StreamedSequences`] walks a stream that cannot be indexed.
 """
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import accumulate, islice
 
 import numpy as np
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
@@ -40,7 +41,7 @@ class TokenizedDocuments:
 
     def __init__(self, chunks: list[tuple[np.ndarray, np.ndarray]], names: Sequence[str] | None = None):
         self._chunks = chunks
-        self._first = np.cumsum([0, *(len(borders) - 1 for _, borders in chunks)])
+        self._first = list(accumulate((len(borders) - 1 for _, borders in chunks), initial=0))
         self.lengths = np.concatenate([np.zeros(0, np.int64), *(np.diff(borders) for _, borders in chunks)])
         self.num_tokens = int(self.lengths.sum())
         self._names = names
@@ -77,7 +78,7 @@ class TokenizedDocuments:
     def __getitem__(self, index: int) -> np.ndarray:
         if not 0 <= index < len(self):
             raise IndexError(f"Document {index} of {len(self)}.")
-        chunk = int(self._first.searchsorted(index, side="right")) - 1
+        chunk = bisect_right(self._first, index) - 1
         values, borders = self._chunks[chunk]
         place = index - self._first[chunk]
         return values[borders[place] : borders[place + 1]]
@@ -109,6 +110,20 @@ def _generator(seed: int, epoch: int, number: int, purpose: int = 0) -> np.rando
     # Philox turns key and counter into random numbers directly: every sequence has a stream of its own, 2**64 long.
     key = np.array([seed, epoch], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=np.array([0, number, 0, purpose], dtype=np.uint64)))
+
+
+class _SequenceGenerator:
+    """`_generator` of the sequences of a seed by moving a single one, in a tenth of the time; valid until the next call."""
+
+    def __init__(self, seed: int):
+        self._random = np.random.Generator(np.random.Philox(key=np.array([seed, 0], dtype=np.uint64)))
+        self._start = self._random.bit_generator.state
+
+    def __call__(self, epoch: int, index: int) -> np.random.Generator:
+        self._start["state"]["key"][1] = epoch
+        self._start["state"]["counter"][:] = (0, index, 0, 0)
+        self._random.bit_generator.state = self._start
+        return self._random
 
 
 def _window_order(seed: int, window: int, size: int) -> np.ndarray:
@@ -307,6 +322,7 @@ class PackedSequences(Dataset):
         self.stream, self.mixture, self.layout = stream, mixture, layout
         self.max_length, self.seed, self.shuffle_window = max_length, seed, shuffle_window
         self._length, self._window = num_sequences, (None, None, None)
+        self._generator = _SequenceGenerator(seed)
         self._cursors, self._source_tokens = [(0, 0)], [np.zeros(len(stream.names), np.int64)]
         self._recent = {}  # units of sequences that were laid out, but not asked for yet
         if num_sequences is None:
@@ -320,7 +336,7 @@ class PackedSequences(Dataset):
     def _plan(self, index):
         document, offset = self._cursors[index]
         self.stream[document]  # lays the stream out that far
-        rng = _generator(self.seed, int(self.stream.epoch[document]), index)
+        rng = self._generator(int(self.stream.epoch[document]), index)
         return plan_sequence(self.stream, (document, offset), self.max_length, self.mixture, self.layout, rng)
 
     def _lay_out_next(self):
@@ -421,11 +437,12 @@ class StreamedSequences(IterableDataset):
             reader[0]
             counts[reader.source[0]] += cursor[1]
         index, given = self._state["index"], self._state["given"]
+        generator = _SequenceGenerator(self.seed)
         while True:
             began, items = self._state, []
             for place in range(self.shuffle_window):
                 reader[cursor[0]]
-                rng = _generator(self.seed, reader.epoch[cursor[0]], index + place)
+                rng = generator(reader.epoch[cursor[0]], index + place)
                 units, cursor = plan_sequence(reader, cursor, self.max_length, self.mixture, self.layout, rng)
                 tokens = np.zeros_like(counts)
                 for unit in units:

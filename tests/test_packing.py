@@ -1,5 +1,6 @@
 """Sequences of exactly one length from a stream of files: nothing lost, nothing random but the seed."""
 
+import copy
 import json
 
 import numpy as np
@@ -25,6 +26,7 @@ from modeling_lpn import (
     infill_layout,
 )
 from modeling_lpn.infilling_codegen2 import encode_source
+from modeling_lpn.packing import _generator, _SequenceGenerator
 
 
 MASKS = MaskLayout(masks=tuple(range(95, 85, -1)), separator=85, end_of_span=84, end_of_text=83)
@@ -137,6 +139,19 @@ def test_corruption_is_fresh_in_every_epoch_and_order_too():
     assert stream.epoch[: 3 * size].tolist() == [0] * size + [1] * size + [2] * size
     first = collate([make_sequences(make_files(), seed=1)[0]])
     assert not torch.equal(first["input_ids"], collate([make_sequences(make_files(), seed=2)[0]])["input_ids"])
+
+
+@given(seed=st.integers(0, 2**63), epoch=st.integers(0, 2**31), index=st.integers(0, 2**40))
+def test_a_moved_generator_is_a_new_one(seed, epoch, index):
+    move = copy.deepcopy(_SequenceGenerator(seed))
+    for place in (index, index + 1, index):
+        moved, new = move(epoch, place), _generator(seed, epoch, place)
+        for draw in (
+            lambda rng: rng.random(5),
+            lambda rng: rng.integers(0, 9, 3, dtype=np.int8),
+            lambda rng: rng.poisson(2),
+        ):
+            assert (draw(moved) == draw(new)).all()
 
 
 @pytest.mark.parametrize("weights", [None, (3, 1), (1, 9)])
