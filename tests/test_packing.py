@@ -149,7 +149,7 @@ def test_a_moved_generator_is_a_new_one(seed, epoch, index):
         for draw in (
             lambda rng: rng.random(5),
             lambda rng: rng.integers(0, 9, 3, dtype=np.int8),
-            lambda rng: rng.poisson(2),
+            lambda rng: rng.poisson(2, 3),
         ):
             assert (draw(moved) == draw(new)).all()
 
