@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from torch.library import custom_op
 
 
 def rotary_angles(position_ids, rotary_dim):
@@ -63,11 +64,10 @@ def few_rows_linear(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
     return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
 
 
-if _HAS_ONEDNN and not hasattr(
-    torch.ops.modeling_lpn, "few_rows_linear"
-):  # this file may be loaded twice, from the Hub
-    # For `torch.compile`, whose own rule for oneDNN's product wants weights that never change.
-    torch.library.custom_op("modeling_lpn::few_rows_linear", few_rows_linear, mutates_args=()).register_fake(
+# An operator for `torch.compile`, whose own rule for oneDNN's product wants weights that never change. This file may be loaded
+# twice, once from a repository of the Hub.
+if _HAS_ONEDNN and not hasattr(torch.ops.modeling_lpn, "few_rows_linear"):
+    custom_op("modeling_lpn::few_rows_linear", few_rows_linear, mutates_args=()).register_fake(
         lambda rows, weight, bias: rows.new_empty(rows.shape[0], weight.shape[0])
     )
 
