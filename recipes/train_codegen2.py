@@ -82,7 +82,8 @@ def build_train_data(run, objective_args, args, tokenizer, layout):
     mixture = ObjectiveMixture.from_preset(run.preset, run.objective_per, **given(objective_args), **settings)
     sources = open_sources(run.train_files, tokenizer, run.text_column, run.infill_format, run.streaming)
     options = {"max_length": run.max_length, "seed": args.seed if args.data_seed is None else args.data_seed}
-    options["shuffle_window"] = run.shuffle_window or (1_000 if run.streaming else 100_000)
+    window = 1_000 if run.streaming else 100_000
+    options["shuffle_window"] = window if run.shuffle_window is None else run.shuffle_window
     if run.streaming:
         return StreamedSequences(sources, mixture, layout, weights=run.source_weights, **options)
     batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size

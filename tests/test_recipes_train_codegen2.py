@@ -200,6 +200,8 @@ def test_mistakes_are_named(data, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="two are called .code."):
         twice = [data / "code" / "train.parquet"] * 2
         call(monkeypatch, *settings_of(data, tmp_path, train_files=twice))
+    with pytest.raises(ValueError, match="`shuffle_window` is 0"):
+        call(monkeypatch, *settings_of(data, tmp_path, shuffle_window=0))
     with pytest.raises(ValueError, match="The tokenizer has 320 tokens, the model embeds 100"):
         call(monkeypatch, *settings_of(data, tmp_path, vocab_size=100))
     with pytest.raises(ValueError, match="has no sentinel '<fim_prefix>'"):
