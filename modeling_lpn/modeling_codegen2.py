@@ -24,9 +24,9 @@ from .infilling_codegen2 import infill
 from .layers_codegen2 import (
     CodeGen2Linear,
     eager_attention_forward,
+    faster_than_sdpa,
     rotary_angles,
     rotate_pairs,
-    single_query_attention_forward,
 )
 from .loss_codegen2 import causal_lm_loss
 from .masking_codegen2 import build_attention_mask, positions_in_documents
@@ -89,9 +89,8 @@ class CodeGen2Attention(nn.Module):
 
         implementation = self.config._attn_implementation
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
-        if length == 1 and implementation == "sdpa" and query.device.type == "cpu" and query.dtype != torch.float32:
-            # For one query in half precision the CPU kernel packs all keys: 5 to 10 times slower than two products.
-            attend = single_query_attention_forward
+        if implementation == "sdpa":
+            attend = faster_than_sdpa(query) or attend
         dropout = self.attention_dropout if self.training else 0.0
         attended, weights = attend(
             self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs

@@ -2,11 +2,10 @@
 Measures CodeGen2 against transformers' built-in `CodeGenForCausalLM`: same weights, alternating in one process.
 
     python recipes/benchmark_codegen2.py --output outputs/benchmark_codegen2.json
-    python recipes/benchmark_codegen2.py --cases decode-1-static-compile decode-4-static-compile
     python recipes/benchmark_codegen2.py --device cuda --dtypes bfloat16 --cases train-8x2048 decode-1-static-compile
 
 Each case gives both classes' medians, the time its matrix products alone take on this machine (measured in the same
-run), and the peak memory of a process that runs only that case.
+run, in the faster of its type and float32), and the peak memory of a process that runs only that case.
 """
 
 import argparse
@@ -74,14 +73,15 @@ def ceiling_seconds(case, arguments):
     kind, shape, *_ = case.split("-")
     if kind == "decode":
         return None
-    (batch, length), width, total = map(int, shape.split("x")), SIZES["n_embd"], 0.0
+    (batch, length), width = map(int, shape.split("x")), SIZES["n_embd"]
     shapes = [(width, 3 * width), (width, width), (width, 4 * width), (4 * width, width), (width, SIZES["vocab_size"])]
-    for (inner, outer), times in zip(shapes, [arguments.layers] * 4 + [1]):
-        left, right = (torch.randn(rows, inner, device=arguments.device) for rows in (batch * length, outer))
-        product = functools.partial(torch.nn.functional.linear, left, right)
+    totals = dict.fromkeys({torch.float32, getattr(torch, arguments.dtype)}, 0.0)
+    for dtype, ((inner, outer), times) in itertools.product(totals, zip(shapes, [arguments.layers] * 4 + [1])):
+        factors = (torch.randn(rows, inner, device=arguments.device, dtype=dtype) for rows in (batch * length, outer))
+        product = functools.partial(torch.nn.functional.linear, *factors)
         product()
-        total += times * statistics.median(clock(product, arguments.device) for _ in range(arguments.repeats))
-    return total * (3 if kind == "train" else 1)  # backward: the gradients of both factors
+        totals[dtype] += times * statistics.median(clock(product, arguments.device) for _ in range(arguments.repeats))
+    return min(totals.values()) * (3 if kind == "train" else 1)  # backward: the gradients of both factors
 
 
 def peak_megabytes(which, case, arguments):
@@ -94,8 +94,7 @@ def measure_memory(which, case, arguments):
     make_step(make_model(which, arguments), case, arguments.device)()
     if arguments.device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
-    status = Path("/proc/self/status").read_text()  # not `ru_maxrss`, which a child inherits from its parent
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024  # `ru_maxrss` is inherited
 
 
 def measure_case(case, arguments):
@@ -109,10 +108,10 @@ def measure_case(case, arguments):
     if case.count("-") > 1:  # against the built-in class as most people run it, too
         steps["stock_plain"] = make_step(models["stock"], "-".join(case.split("-")[:2]), arguments.device)
     times = {which: [] for which in steps}
-    for repeat in range(arguments.repeats + 1):
+    for repeat in range(arguments.warm_ups + arguments.repeats):
         for which in steps if repeat % 2 else reversed(steps):  # each goes first half of the time
             times[which].append(clock(steps[which], arguments.device))
-    times = {which: values[1:] for which, values in times.items()}  # the first round warms up
+    times = {which: values[arguments.warm_ups :] for which, values in times.items()}
     row = {"case": case, "dtype": arguments.dtype, "device": arguments.device, "seconds": times}
     medians = {which: statistics.median(values) for which, values in times.items()}
     row |= {f"{which}_seconds": seconds for which, seconds in medians.items()}
@@ -126,6 +125,7 @@ def main(argv=None):
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--warm_ups", type=int, default=1, help="rounds before the first that counts")
     parser.add_argument("--layers", type=int, default=SIZES["n_layer"], help="fewer, for a try")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--skip_memory", action="store_true")

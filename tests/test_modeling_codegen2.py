@@ -4,6 +4,7 @@ CodeGen2: the released computation, masks, caches, loss, and what it refuses.
 Small cases are in tests/reference/codegen2; CODEGEN2_REFERENCE=<folder of cases of the original code> runs whole ones.
 """
 
+import copy
 import os
 from pathlib import Path
 
@@ -39,8 +40,15 @@ from modeling_lpn import (
     CodeGen2ForCausalLM,
     CodeGen2ForSequenceClassification,
     CodeGen2Model,
+    layers_codegen2,
 )
-from modeling_lpn.layers_codegen2 import CodeGen2Linear, rotary_angles, single_query_attention_forward
+from modeling_lpn.layers_codegen2 import (
+    CodeGen2Linear,
+    UpcastLinear,
+    rotary_angles,
+    single_query_attention_forward,
+    upcast_attention_forward,
+)
 from modeling_lpn.loss_codegen2 import causal_lm_loss
 from modeling_lpn.modeling_codegen2 import CodeGen2Attention
 
@@ -785,6 +793,26 @@ def test_linear_layer_equals_the_plain_one(dtype, rows):
     assert layer.weight.grad is not None
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_upcast_linear_rounds_float32_products_once(monkeypatch, dtype, has_bias):
+    monkeypatch.setattr(layers_codegen2, "UPCAST_BLOCK", 16)  # 40 outputs: two whole blocks and a part
+    torch.manual_seed(0)
+    factors = [torch.randn(20, 24), torch.randn(40, 24)] + ([torch.randn(40)] if has_bias else [])
+    half = [factor.to(dtype).requires_grad_() for factor in factors]
+    wide = [factor.detach().float().requires_grad_() for factor in half]
+    ours, plain = UpcastLinear.apply(*half, *[None] * (not has_bias)), nn.functional.linear(*wide)
+    torch.testing.assert_close(ours, plain.to(dtype))
+    grad = torch.randn(20, 40).to(dtype)
+    ours.backward(grad)
+    plain.backward(grad.float())
+    for factor, reference in zip(half, wide):
+        torch.testing.assert_close(factor.grad, reference.grad.to(dtype))
+    frozen = UpcastLinear.apply(half[0], *[factor.detach() for factor in half[1:]], *[None] * (not has_bias))
+    (grad_rows,) = torch.autograd.grad(frozen, half[0], grad)
+    assert torch.equal(grad_rows, half[0].grad)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_attention_of_a_single_query_equals_the_kernel(dtype):
     torch.manual_seed(0)
@@ -795,6 +823,35 @@ def test_attention_of_a_single_query_equals_the_kernel(dtype):
         ours = single_query_attention_forward(None, query, key, value, given, 0.3)[0].transpose(1, 2)
         kernel = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=given, scale=0.3)
         torch.testing.assert_close(ours, kernel, atol=1e-6 if dtype == torch.float32 else 0.02, rtol=0)
+
+
+@pytest.mark.parametrize("masked", [None, torch.bool, torch.bfloat16])
+def test_upcast_attention_equals_the_kernel(masked):
+    torch.manual_seed(0)
+    states = [torch.randn(3, 2, 9, 8).bfloat16().requires_grad_() for _ in range(3)]
+    mask = torch.ones(9, 9, dtype=torch.bool).tril().expand(3, 1, 9, 9)
+    masks = {None: None, torch.bool: mask, torch.bfloat16: torch.where(mask, 0.0, -100.0).bfloat16()}
+    module = tiny_model().transformer.h[0].attn  # causal where no mask is given
+    ours = upcast_attention_forward(module, *states, masks[masked], scaling=0.3)[0]
+    kernel = nn.functional.scaled_dot_product_attention(*states, attn_mask=mask, scale=0.3).transpose(1, 2)
+    assert ours.dtype == torch.bfloat16
+    torch.testing.assert_close(ours, kernel, atol=0.02, rtol=0)
+    grad = torch.randn_like(ours)
+    for got, wanted in zip(torch.autograd.grad(ours, states, grad), torch.autograd.grad(kernel, states, grad)):
+        torch.testing.assert_close(got, wanted, atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_half_precision_trains_as_float32(compiled):
+    wide, ids = tiny_model().train(), token_ids(4, 24)
+    wide.load_state_dict({name: weight.bfloat16() for name, weight in wide.state_dict().items()})
+    half = copy.deepcopy(wide).bfloat16()
+    forward = torch.compile(half.forward, fullgraph=True, backend="aot_eager") if compiled else half.forward
+    forward(ids, labels=ids).loss.backward()
+    wide(ids, labels=ids).loss.backward()
+    for ours, reference in zip(half.parameters(), wide.parameters()):
+        error = (ours.grad.float() - reference.grad).norm() / reference.grad.norm()
+        assert error < 0.05
 
 
 def test_half_precision_decodes_as_a_whole_pass(model):
