@@ -128,9 +128,8 @@ class LPNModel(LPNPreTrainedModel):
 
         def scatter(values):
             flat = torch.cat(values)
-            return (
-                flat.new_zeros(pair_mask.numel(), flat.shape[-1]).index_copy(0, place, flat).view(*pair_mask.shape, -1)
-            )
+            blank = flat.new_zeros(pair_mask.numel(), flat.shape[-1])
+            return blank.index_copy(0, place, flat).view(*pair_mask.shape, -1)
 
         latents = mean = scatter([mean for mean, _ in encoded])
         logvar = scatter([logvar for _, logvar in encoded]) if self.config.variational else None
@@ -290,11 +289,8 @@ class LPNModel(LPNPreTrainedModel):
         for start in range(0, len(latents), width):
             part = slice(start, start + width)
             inside = (tasks >= start) & (tasks < start + width)
-            found.append(
-                self._search(
-                    latents[part], pair_mask[part], pairs.take(inside), tasks[inside] - start, search, samples
-                )
-            )
+            rows = latents[part], pair_mask[part], pairs.take(inside), tasks[inside] - start
+            found.append(self._search(*rows, search, samples))
         return found[0] if len(found) == 1 else concatenate_searches(found)
 
     def _search(self, latents, pair_mask, pairs, tasks, search, noise, index=None) -> SearchOutput:

@@ -4,13 +4,14 @@ Measures CodeGen2 against transformers' built-in `CodeGenForCausalLM`: same weig
     python recipes/benchmark_codegen2.py --output outputs/benchmark_codegen2.json
     python recipes/benchmark_codegen2.py --device cuda --dtypes bfloat16 --cases train-8x2048 decode-1-static-compile
 
-Each case gives both classes' medians, the time its matrix products alone take on this machine (measured in the same
-run, in the faster of its type and float32), and the peak memory of a process that runs only that case.
+Each case gives both classes' medians, the time its matrix products alone take in its type or in float32 (in the same
+run), and the peak memory of a process that runs only that case. `-last`: logits of the last token, as in `generate`.
 """
 
 import argparse
 import datetime
 import functools
+import gc
 import itertools
 import json
 import statistics
@@ -39,7 +40,7 @@ def make_model(which, arguments):
 
 
 def make_step(model, case, device):
-    """A function that runs the case once; `prefill-BxT`, `train-BxT` or `decode-B[-static][-compile]`."""
+    """A function that runs the case once; `prefill-BxT[-last]`, `train-BxT` or `decode-B[-static][-compile]`."""
     kind, shape, *options = case.split("-")
     batch, length = map(int, shape.split("x")) if "x" in shape else (int(shape), PROMPT)
     ids = torch.randint(3, 50000, (batch, length), generator=torch.Generator().manual_seed(0)).to(device)
@@ -56,27 +57,25 @@ def make_step(model, case, device):
     settings = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False, "pad_token_id": 0}
     settings |= {"cache_implementation": "static"} if "static" in options else {}
     forward = torch.compile(model.forward, dynamic=False, fullgraph=True) if "compile" in options else model.forward
-    prefill = torch.no_grad()(lambda: model(ids, use_cache=False))
+    prefill = torch.no_grad()(lambda: model(ids, use_cache=False, logits_to_keep=int("last" in options)))
     return {"train": train, "prefill": prefill, "decode": decode}[kind]
 
 
 def clock(step, device):
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
-    wait()
-    start = time.perf_counter()
+    start = wait() or time.perf_counter()
     step(), wait()
     return time.perf_counter() - start
 
 
 def ceiling_seconds(case, arguments):
-    """Time of the case's linear layers alone, as matrix products of the same sizes; `None` for decoding."""
-    kind, shape, *_ = case.split("-")
-    if kind == "decode":
-        return None
+    """Time of the case's linear layers alone, as matrix products of the same sizes."""
+    kind, shape, *options = case.split("-")
     (batch, length), width = map(int, shape.split("x")), SIZES["n_embd"]
     shapes = [(width, 3 * width), (width, width), (width, 4 * width), (4 * width, width), (width, SIZES["vocab_size"])]
     totals = dict.fromkeys({torch.float32, getattr(torch, arguments.dtype)}, 0.0)
-    for dtype, ((inner, outer), times) in itertools.product(totals, zip(shapes, [arguments.layers] * 4 + [1])):
+    linears = list(zip(shapes, [arguments.layers] * 4 + ["last" not in options]))
+    for dtype, ((inner, outer), times) in itertools.product(totals, linears):
         factors = (torch.randn(rows, inner, device=arguments.device, dtype=dtype) for rows in (batch * length, outer))
         product = functools.partial(torch.nn.functional.linear, *factors)
         product()
@@ -98,6 +97,7 @@ def measure_memory(which, case, arguments):
 
 
 def measure_case(case, arguments):
+    gc.collect()
     peaks = {}  # first, while this process holds no model: all together may not fit into memory
     if not arguments.skip_memory:
         peaks = {f"{which}_peak_mb": peak_megabytes(which, case, arguments) for which in ("ours", "stock")}
@@ -105,7 +105,7 @@ def measure_case(case, arguments):
     models = {which: make_model(which, arguments) for which in ("ours", "stock")}
     models["ours"].load_state_dict(models["stock"].state_dict())
     steps = {which: make_step(model, case, arguments.device) for which, model in models.items()}
-    if case.count("-") > 1:  # against the built-in class as most people run it, too
+    if case.count("-") > 1 and "last" not in case:  # against the built-in class as most people run it, too
         steps["stock_plain"] = make_step(models["stock"], "-".join(case.split("-")[:2]), arguments.device)
     times = {which: [] for which in steps}
     for repeat in range(arguments.warm_ups + arguments.repeats):
@@ -116,7 +116,7 @@ def measure_case(case, arguments):
     medians = {which: statistics.median(values) for which, values in times.items()}
     row |= {f"{which}_seconds": seconds for which, seconds in medians.items()}
     row |= {f"speedup_over_{which}": medians[which] / medians["ours"] for which in medians if which != "ours"}
-    return row | {"matmul_seconds": ceiling_seconds(case, arguments)} | peaks
+    return row | {"matmul_seconds": None if "decode" in case else ceiling_seconds(case, arguments)} | peaks
 
 
 def main(argv=None):

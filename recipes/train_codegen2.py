@@ -4,7 +4,7 @@
     python recipes/train_codegen2.py recipes/codegen2/quickstart.yaml --explain 2  # shows examples, trains nothing
 
 Flags win over the YAML file. A stopped run goes on with `--resume_from_checkpoint auto` to the same weights. The output
-folder has every logged number in `trainer_state.json`; `run.json` says how the model was made and what it reached.
+folder's `trainer_state.json` has every logged number; `run.json` says how the model was made and what it reached.
 """
 
 import dataclasses
@@ -140,10 +140,9 @@ def main():
     trainer.save_model()
     trainer.save_state()
     if args.should_save:
-        record = {**describe_run(args.seed), "num_parameters": model.num_parameters(), "metrics": result.metrics}
-        arguments = {**vars(run), **given(objective_args), **given(model_args), **args.to_sanitized_dict()}
-        record |= {"evaluation": evaluation, "arguments": arguments}
-        Path(args.output_dir, "run.json").write_text(json.dumps(record, indent=1) + "\n")
+        record = {"num_parameters": model.num_parameters(), "metrics": result.metrics, "evaluation": evaluation}
+        record["arguments"] = {**vars(run), **given(objective_args), **given(model_args), **args.to_sanitized_dict()}
+        Path(args.output_dir, "run.json").write_text(json.dumps(describe_run(args.seed) | record, indent=1) + "\n")
     end_together(trainer.accelerator)
 
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from cases_codegen2 import tiny_tokenizer, tokenizer_config
+from cases_codegen2 import tokenizer_config
 from test_infilling_codegen2 import Scripted
 
 from modeling_lpn import CodeGen2ForCausalLM, encode_source, infill_layout
@@ -27,17 +27,6 @@ def subtract(a, b):
     return a - b
 '''
 ROWS = [{"path": f"{name}.py", "text": FILE.replace("add", name)} for name in ("add", "plus", "total")]
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return tiny_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def model(tokenizer):
-    torch.manual_seed(0)
-    return CodeGen2ForCausalLM(tokenizer_config(tokenizer, mp_num=1)).eval()
 
 
 # Cases

@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from cases_codegen2 import tiny_tokenizer, tokenizer_config
 
 from modeling_lpn import CodeGen2ForCausalLM
 from modeling_lpn.code_benchmarks import TRUNCATIONS, CodeTask
@@ -29,17 +28,6 @@ HOLES = [
     CodeTask("hole/1", "def add(a, b):\n", "assert add(1, 2) == 3", "    c = a + b\n", suffix="    return c\n"),
 ]
 SAMPLING = SamplingConfig(num_samples=3, temperature=1.0, top_p=0.9, max_new_tokens=12, batch_size=4, seed=5)
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return tiny_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def model(tokenizer):
-    torch.manual_seed(0)
-    return CodeGen2ForCausalLM(tokenizer_config(tokenizer, mp_num=1)).eval()
 
 
 def changed(config, **settings):

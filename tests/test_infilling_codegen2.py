@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from cases_codegen2 import tiny_tokenizer, tokenizer_config
+from cases_codegen2 import tiny_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
@@ -15,7 +15,6 @@ from transformers import AutoTokenizer, CodeLlamaTokenizer, PreTrainedTokenizerF
 
 from modeling_lpn import (
     INFILL_FORMATS,
-    CodeGen2ForCausalLM,
     MaskLayout,
     codegen2_added_tokens,
     encode_source,
@@ -25,17 +24,6 @@ from modeling_lpn import (
     train_codegen2_tokenizer,
 )
 from modeling_lpn.infilling_codegen2 import cut_around_holes
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return tiny_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def model(tokenizer):
-    torch.manual_seed(0)
-    return CodeGen2ForCausalLM(tokenizer_config(tokenizer, mp_num=1)).eval()
 
 
 class Scripted(torch.nn.Module):
