@@ -7,15 +7,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 
 _HAS_ONEDNN = torch.backends.mkldnn.is_available()
-# Half-precision types for whose products PyTorch has no fast kernel on this CPU.
-_SLOW_DTYPES = {
-    dtype
-    for dtype, is_fast in (
-        (torch.bfloat16, torch.ops.mkldnn._is_mkldnn_bf16_supported),
-        (torch.float16, torch.ops.mkldnn._is_mkldnn_fp16_supported),
-    )
-    if _HAS_ONEDNN and not is_fast()
-}
+_SLOW_DTYPES = set()  # half precision for whose products PyTorch has no fast kernel on this CPU
+if _HAS_ONEDNN and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    _SLOW_DTYPES.add(torch.bfloat16)
+if _HAS_ONEDNN and not torch.ops.mkldnn._is_mkldnn_fp16_supported():
+    _SLOW_DTYPES.add(torch.float16)
 
 
 def rotary_angles(position_ids, rotary_dim):
