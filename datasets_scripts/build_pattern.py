@@ -11,8 +11,9 @@ from pathlib import Path
 
 from dataset_card import table, write_card
 
-from modeling_lpn.sources import save_tasks
-from modeling_lpn.tasks import PatternTask, TaskStream
+from modeling_lpn.tasks.arc import save_tasks
+from modeling_lpn.tasks.generators import PatternTask
+from modeling_lpn.tasks.stream import TaskStream
 
 
 BODY = """

@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from dataset_card import table, write_card
 
-from modeling_lpn.processing_lpn import validate_grid
-from modeling_lpn.tasks import read_pairs
+from modeling_lpn.lpn.processing_lpn import validate_grid
+from modeling_lpn.tasks.pairs import read_pairs
 
 
 GRID = pa.list_(pa.list_(pa.uint8()))

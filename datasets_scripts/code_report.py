@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from candidates import Candidate, Source
 from code_filters import BENCHMARK_NGRAM, NUM_PERM, SHINGLE, Benchmarks, Drop
-from code_sources import Candidate, Source
 from dataset_card import table, write_card
 
 

@@ -12,12 +12,12 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from email.parser import HeaderParser
 from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from candidates import Candidate, Source
 from code_filters import PERMISSIVE, is_allowed, licence_of_metadata, normalise_licence
 
 
@@ -33,29 +33,6 @@ USUAL_COLUMNS = {
     "path": ("path", "file_path", "max_stars_repo_path"),
     "licence": ("licence", "license", "licenses", "max_stars_repo_licenses"),
 }
-
-
-@dataclass
-class Candidate:
-    """A file that may enter the corpus; `read` gives its bytes, or its text where the source holds text."""
-
-    path: str
-    read: Callable[[], bytes | str | None]
-    size: int | None = None  # in bytes, where it is known without reading
-    licence: str = ""  # where the source states one for each file
-
-
-@dataclass
-class Source:
-    """Files of one origin. `licence` is that of all files, empty where unknown or where each file states its own."""
-
-    label: str
-    detail: str
-    licence: str
-    candidates: Callable[[], Iterable[Candidate]]
-    is_code: bool = True
-    licence_by_file: bool = False
-    total: int | None = None
 
 
 def file_names(root: Path, extensions: tuple[str, ...], skipped: tuple[str, ...] = ()) -> list[str]:

@@ -1,53 +1,29 @@
 """Neural program synthesis for Hugging Face: Latent Program Networks and CodeGen2."""
 
+import importlib
+
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoProcessor
 
-from .code_benchmarks import BENCHMARKS, TRUNCATIONS, CodeTask, load_benchmark
-from .code_data import load_corpus, open_sources, read_rows, stream_corpus, tokenize_corpus
-from .code_evaluation import InfillCase, causal_loss, evaluate_infilling, make_infill_cases
-from .code_sampling import SamplingConfig, evaluate_benchmark, sample_completions
-from .code_tokenizers import codegen2_added_tokens, prepare_codegen2_tokenizer, train_codegen2_tokenizer
-from .collators import DataCollatorForCodeObjectives, DataCollatorForGridTasks, explain
-from .configuration_codegen2 import CodeGen2Config
-from .configuration_lpn import LPNConfig
-from .evaluation import EvaluationOutput, evaluate_tasks
-from .execution import isolation_level, run_program, run_programs
-from .infilling_codegen2 import (
-    INFILL_FORMATS,
-    InfillFormat,
-    Infilling,
-    MaskLayout,
-    MiddleLayout,
-    encode_source,
-    encode_sources,
-    infill,
-    infill_layout,
-)
-from .metrics import (
-    compute_arc_scores,
-    compute_pass_at_k,
-    infill_scores,
-    make_submission,
-    pass_at_k,
-    validate_submission,
-)
-from .modeling_codegen2 import (
-    CodeGen2ForCausalLM,
-    CodeGen2ForSequenceClassification,
-    CodeGen2Model,
-    CodeGen2PreTrainedModel,
-    regroup_qkv,
-)
-from .modeling_lpn import LPNModel, LPNPreTrainedModel
-from .objectives import OBJECTIVES, PRESETS, ObjectiveMixture
-from .outputs_lpn import LPNEncoderOutput, LPNGenerateOutput, LPNOutput
-from .packing import DocumentStream, PackedSequences, StreamedSequences, TokenizedDocuments
-from .pipelines import CodeInfillingPipeline
-from .processing_lpn import LPNProcessor
-from .search_lpn import SEARCH_METHODS, SearchConfig, SearchOutput
-from .sources import load_tasks, save_tasks
-from .tasks import TASK_GENERATORS, PairTask, PatternTask, TaskStream
-from .token_splitter import TokenSplitter
+from .code.collator import DataCollatorForCodeObjectives
+from .code.corpora import load_corpus, open_sources, tokenize_corpus
+from .code.objectives import ObjectiveMixture
+from .code.packing import DocumentStream, PackedSequences
+from .code.tokenizer import prepare_codegen2_tokenizer, train_codegen2_tokenizer
+from .codegen2.configuration_codegen2 import CodeGen2Config
+from .codegen2.infilling_codegen2 import infill, infill_layout
+from .codegen2.modeling_codegen2 import CodeGen2ForCausalLM, CodeGen2ForSequenceClassification, CodeGen2Model
+from .codegen2.pipeline_codegen2 import CodeInfillingPipeline
+from .lpn.configuration_lpn import LPNConfig
+from .lpn.modeling_lpn import LPNModel
+from .lpn.processing_lpn import LPNProcessor
+from .lpn.search_lpn import SearchConfig
+from .tasks.arc import load_tasks, save_tasks
+from .tasks.collator import DataCollatorForGridTasks
+from .tasks.evaluation import evaluate_tasks
+from .tasks.generators import PatternTask
+from .tasks.pairs import PairTask
+from .tasks.plots import plot_accuracy_by_budget, plot_latent_map, plot_search, plot_task
+from .tasks.stream import TaskStream
 
 
 AutoConfig.register("lpn", LPNConfig, exist_ok=True)
@@ -68,78 +44,51 @@ CodeGen2ForSequenceClassification.register_for_auto_class("AutoModelForSequenceC
 
 __version__ = "0.1.0"
 
+# transformers' Trainer takes seconds to import: only who trains waits for it.
+_LATE = {"CodeTrainer": ".code.trainer", "LPNTrainer": ".tasks.trainer"}
+
 __all__ = [
-    "BENCHMARKS",
     "CodeGen2Config",
     "CodeGen2ForCausalLM",
     "CodeGen2ForSequenceClassification",
     "CodeGen2Model",
-    "CodeGen2PreTrainedModel",
     "CodeInfillingPipeline",
-    "CodeTask",
+    "CodeTrainer",
     "DataCollatorForCodeObjectives",
     "DataCollatorForGridTasks",
     "DocumentStream",
-    "EvaluationOutput",
-    "INFILL_FORMATS",
-    "InfillCase",
-    "InfillFormat",
-    "Infilling",
     "LPNConfig",
-    "LPNEncoderOutput",
-    "LPNGenerateOutput",
     "LPNModel",
-    "LPNOutput",
-    "LPNPreTrainedModel",
     "LPNProcessor",
-    "MaskLayout",
-    "MiddleLayout",
-    "OBJECTIVES",
+    "LPNTrainer",
     "ObjectiveMixture",
-    "PRESETS",
     "PackedSequences",
     "PairTask",
     "PatternTask",
-    "SEARCH_METHODS",
-    "SamplingConfig",
     "SearchConfig",
-    "SearchOutput",
-    "StreamedSequences",
-    "TASK_GENERATORS",
-    "TRUNCATIONS",
     "TaskStream",
-    "TokenSplitter",
-    "TokenizedDocuments",
-    "causal_loss",
-    "codegen2_added_tokens",
-    "compute_arc_scores",
-    "compute_pass_at_k",
-    "encode_source",
-    "encode_sources",
-    "evaluate_benchmark",
-    "evaluate_infilling",
     "evaluate_tasks",
-    "explain",
     "infill",
     "infill_layout",
-    "infill_scores",
-    "isolation_level",
-    "load_benchmark",
     "load_corpus",
     "load_tasks",
-    "make_infill_cases",
-    "make_submission",
     "open_sources",
-    "pass_at_k",
+    "plot_accuracy_by_budget",
+    "plot_latent_map",
+    "plot_search",
+    "plot_task",
     "prepare_codegen2_tokenizer",
-    "read_rows",
-    "regroup_qkv",
-    "run_program",
-    "run_programs",
-    "sample_completions",
     "save_tasks",
-    "stream_corpus",
     "tokenize_corpus",
     "train_codegen2_tokenizer",
-    "validate_submission",
 ]
+
+
+def __getattr__(name: str):
+    if name not in _LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_LATE[name], __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATE})

@@ -19,7 +19,8 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer
 
-from modeling_lpn import CodeGen2Config, CodeGen2ForCausalLM, prepare_codegen2_tokenizer, regroup_qkv
+from modeling_lpn import CodeGen2Config, CodeGen2ForCausalLM, prepare_codegen2_tokenizer
+from modeling_lpn.codegen2.modeling_codegen2 import regroup_qkv
 
 
 SNIPPET = '''def fibonacci(n):

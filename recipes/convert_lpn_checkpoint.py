@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 
 from modeling_lpn import LPNModel, LPNProcessor
-from modeling_lpn.flax_checkpoints import convert_config, convert_parameters, read_msgpack
+from modeling_lpn.tasks.flax_checkpoints import convert_config, convert_parameters, read_msgpack
 
 
 def main():

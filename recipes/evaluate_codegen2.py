@@ -15,14 +15,14 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from modeling_lpn.arguments import end_together, option, parse_recipe, stay_on_cpu, use_cpu_cores
-from modeling_lpn.code_benchmarks import BENCHMARKS, load_benchmark
-from modeling_lpn.code_data import load_corpus
-from modeling_lpn.code_evaluation import causal_loss, evaluate_infilling, make_infill_cases
-from modeling_lpn.code_sampling import CHECKS, SamplingConfig, check_benchmark, evaluate_benchmark
-from modeling_lpn.code_training import load_code_model, load_code_tokenizer
-from modeling_lpn.evaluation import describe_run
-from modeling_lpn.execution import require_code_execution, resolve_isolation
+from modeling_lpn.arguments import option, parse_recipe
+from modeling_lpn.code.benchmarks import BENCHMARKS, load_benchmark
+from modeling_lpn.code.corpora import load_corpus
+from modeling_lpn.code.evaluation import causal_loss, evaluate_infilling, make_infill_cases
+from modeling_lpn.code.sampling import CHECKS, SamplingConfig, check_benchmark, evaluate_benchmark
+from modeling_lpn.code.trainer import load_code_model, load_code_tokenizer
+from modeling_lpn.runs import describe_run, end_together, stay_on_cpu, use_cpu_cores
+from modeling_lpn.sandbox.execution import require_code_execution, resolve_isolation
 
 
 KNOWN = ("infill:tokens", "infill:line", "loss", *BENCHMARKS)

@@ -15,27 +15,17 @@ from pathlib import Path
 from accelerate import Accelerator
 from transformers import AutoModel, AutoProcessor
 
-from modeling_lpn import TASK_GENERATORS, SearchConfig, TaskStream, plots
-from modeling_lpn.arguments import (
-    SearchArguments,
-    TaskArguments,
-    end_together,
-    given,
-    make_task,
-    option,
-    parse_recipe,
-    stay_on_cpu,
-    use_cpu_cores,
-)
-from modeling_lpn.evaluation import (
-    describe_run,
-    evaluate_tasks,
-    map_latent_space,
-    search_at_budget,
-    tasks_from_stream,
-)
-from modeling_lpn.metrics import make_submission
-from modeling_lpn.sources import load_tasks
+from modeling_lpn import SearchConfig, TaskStream
+from modeling_lpn.arguments import given, option, parse_recipe
+from modeling_lpn.runs import describe_run, end_together, stay_on_cpu, use_cpu_cores
+from modeling_lpn.tasks import plots
+from modeling_lpn.tasks.arc import load_tasks
+from modeling_lpn.tasks.arguments import SearchArguments, TaskArguments, make_task
+from modeling_lpn.tasks.evaluation import evaluate_tasks, search_at_budget
+from modeling_lpn.tasks.generators import TASK_GENERATORS
+from modeling_lpn.tasks.latent_maps import map_latent_space
+from modeling_lpn.tasks.metrics import make_submission
+from modeling_lpn.tasks.stream import tasks_from_stream
 
 
 @dataclasses.dataclass

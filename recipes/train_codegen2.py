@@ -20,27 +20,18 @@ from modeling_lpn import (
     DocumentStream,
     ObjectiveMixture,
     PackedSequences,
-    StreamedSequences,
-    TokenSplitter,
-    explain,
     infill_layout,
-    make_infill_cases,
     open_sources,
-    read_rows,
 )
-from modeling_lpn.arguments import (
-    CodeGen2Arguments,
-    CodeTrainingArguments,
-    ObjectiveArguments,
-    end_together,
-    find_checkpoint,
-    given,
-    option,
-    parse_recipe,
-    use_cpu_cores,
-)
-from modeling_lpn.code_training import CodeTrainer, add_lora, load_code_model, load_code_tokenizer
-from modeling_lpn.evaluation import describe_run
+from modeling_lpn.arguments import given, option, parse_recipe
+from modeling_lpn.code.arguments import CodeGen2Arguments, CodeTrainingArguments, ObjectiveArguments
+from modeling_lpn.code.collator import explain
+from modeling_lpn.code.corpora import read_rows
+from modeling_lpn.code.evaluation import make_infill_cases
+from modeling_lpn.code.packing import StreamedSequences
+from modeling_lpn.code.token_splitter import TokenSplitter
+from modeling_lpn.code.trainer import CodeTrainer, add_lora, load_code_model, load_code_tokenizer
+from modeling_lpn.runs import describe_run, end_together, find_checkpoint, use_cpu_cores
 
 
 @dataclasses.dataclass

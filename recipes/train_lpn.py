@@ -16,23 +16,19 @@ from pathlib import Path
 from transformers import AutoModel, set_seed
 
 from modeling_lpn import DataCollatorForGridTasks, LPNConfig, LPNModel, LPNProcessor, SearchConfig, TaskStream
-from modeling_lpn.arguments import (
+from modeling_lpn.arguments import given, option, parse_recipe
+from modeling_lpn.runs import describe_run, end_together, find_checkpoint, use_cpu_cores
+from modeling_lpn.tasks.arc import load_tasks
+from modeling_lpn.tasks.arguments import (
     LPNTrainingArguments,
     ModelArguments,
     SearchArguments,
     TaskArguments,
     TrainSearchArguments,
-    end_together,
-    find_checkpoint,
-    given,
     make_task,
-    option,
-    parse_recipe,
-    use_cpu_cores,
 )
-from modeling_lpn.evaluation import describe_run, tasks_from_stream
-from modeling_lpn.sources import load_tasks
-from modeling_lpn.training import LPNTrainer
+from modeling_lpn.tasks.stream import tasks_from_stream
+from modeling_lpn.tasks.trainer import LPNTrainer
 
 
 @dataclasses.dataclass

@@ -17,7 +17,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from modeling_lpn import train_codegen2_tokenizer
-from modeling_lpn.tasks import import_pyarrow
+from modeling_lpn.optional import require
 
 
 BATCH_SIZE = 256
@@ -46,7 +46,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def check_files(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
-    pa = import_pyarrow()
+    pa = require("pyarrow.parquet", "data", "Parquet")
     for path in arguments.files + arguments.validation_files:
         if not path.is_file():
             parser.error(f"{path} does not exist; give a Parquet file, e.g. of datasets_scripts/build_code.py")
@@ -62,7 +62,7 @@ def check_files(parser: argparse.ArgumentParser, arguments: argparse.Namespace) 
 
 def read_texts(files: list[Path], column: str) -> Iterator[str]:
     """The texts of Parquet files, streamed; empty ones are left out."""
-    pa = import_pyarrow()
+    pa = require("pyarrow.parquet", "data", "Parquet")
     for path in files:
         with pa.parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(BATCH_SIZE, columns=[column]):

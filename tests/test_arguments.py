@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from modeling_lpn import arguments
-from modeling_lpn.arguments import LPNTrainingArguments, arguments_from, given, parse_recipe
+from modeling_lpn import runs
+from modeling_lpn.arguments import arguments_from, given, parse_recipe
+from modeling_lpn.tasks.arguments import LPNTrainingArguments
 
 
 @dataclass
@@ -103,9 +104,9 @@ def test_cpu_threads_are_shared_by_the_processes_of_the_machine(monkeypatch):
     try:
         monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
         monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-        assert arguments.use_cpu_cores() == torch.get_num_threads() == 4
+        assert runs.use_cpu_cores() == torch.get_num_threads() == 4
         monkeypatch.setenv("LOCAL_WORLD_SIZE", "99")
-        assert arguments.use_cpu_cores() == 1
-        assert arguments.use_cpu_cores(3) == 3
+        assert runs.use_cpu_cores() == 1
+        assert runs.use_cpu_cores(3) == 3
     finally:
         torch.set_num_threads(before)

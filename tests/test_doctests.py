@@ -8,13 +8,14 @@ import pytest
 
 
 ROOT = Path(__file__).parent.parent
-MODULES = sorted(path.stem for path in (ROOT / "modeling_lpn").glob("*.py") if path.stem != "__init__")
+PATHS = sorted(path.relative_to(ROOT).with_suffix("") for path in (ROOT / "modeling_lpn").rglob("*.py"))
+MODULES = [".".join(path.parts) for path in PATHS if path.name not in ("__init__", "child")]
 FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_examples_of_a_module(module):
-    results = doctest.testmod(importlib.import_module(f"modeling_lpn.{module}"), optionflags=FLAGS)
+    results = doctest.testmod(importlib.import_module(module), optionflags=FLAGS)
     assert results.failed == 0
 
 

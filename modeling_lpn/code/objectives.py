@@ -1,0 +1,543 @@
+"""Training objectives of code models on token ids: causal, span corruption, infilling, prefix-LM, and mixtures of them
+(CodeGen2, arXiv 2305.02309, section 3; InCoder, arXiv 2204.05999; FIM, arXiv 2207.14255; UL2, arXiv 2205.05131).
+
+An objective first *plans* a unit, the part of a file that it trains on (how many source tokens fit, which of them are
+masked), then [`unit_parts`] builds its token ids; both are pure functions of their arguments and of a generator.
+"""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
+
+import numpy as np
+
+from ..codegen2.infilling_codegen2 import MaskLayout, MiddleLayout
+from .token_splitter import TokenSplitter
+
+
+LABEL_POLICIES = ("no_sentinels", "all", "targets_only")
+IGNORE_INDEX = -100
+MIN_LENGTH = 4  # shorter pieces of a file are trained causally
+MANY_SPANS = 10  # from here on one pass over the tokens is faster than joining the pieces
+
+
+def _check_range(name, shares):
+    if len(shares) != 2 or not 0 <= shares[0] <= shares[1] <= 1:
+        raise ValueError(f"`{name}` is {shares}; give two shares with 0 <= low <= high <= 1.")
+
+
+@dataclass(frozen=True)
+class UnitPlan:
+    """
+    What an objective does with the next tokens of a file.
+
+    Args:
+        objective (`str`): key of `OBJECTIVES`; a piece too short for its objective is planned as `"causal"`.
+        taken (`int`): number of source tokens of the unit; the rest of the file is left for the next one.
+        size (`int`): number of tokens of the unit, sentinels included.
+        starts, lengths (sequences of `int`, one each for every span): the masked spans, in tokens of the source.
+        ends (`bool`): whether an end of text is the last token.
+        prefix_length (`int`): leading tokens that see each other in both directions (prefix-LM).
+        suffix_first (`bool`): whether an infilling unit is in SPM order.
+        source (`numpy.ndarray`, *optional*): ids that stand for the source where a cut lies within a token.
+    """
+
+    objective: str
+    taken: int
+    size: int
+    starts: Sequence[int] = ()
+    lengths: Sequence[int] = ()
+    ends: bool = False
+    prefix_length: int = 0
+    suffix_first: bool = False
+    source: np.ndarray | None = None
+
+
+class Objective:
+    """
+    Base of the objectives: an instance holds the settings and is called as a pure function. A subclass has a `name` and
+    `plan(token_ids, room, rng, layout, opens_sequence=False)`, which returns a [`UnitPlan`] of at most `room` tokens.
+
+    Example:
+
+    ```python
+    >>> import numpy as np
+    >>> from modeling_lpn.code.objectives import OBJECTIVES
+    >>> from modeling_lpn.codegen2.infilling_codegen2 import MaskLayout
+
+    >>> layout = MaskLayout(masks=(99, 98, 97), separator=90, end_of_span=91, end_of_text=92)
+    >>> for name, objective in OBJECTIVES.items():
+    ...     unit = objective()([1, 2, 3, 4, 5], np.random.default_rng(0), layout)
+    ...     print(f"{name:15s}", unit["input_ids"].tolist())
+    causal          [1, 2, 3, 4, 5, 92]
+    span_corruption [99, 2, 98, 4, 97, 92, 90, 99, 1, 91, 98, 3, 91, 97, 5, 91, 92]
+    infill          [1, 2, 3, 99, 92, 90, 99, 4, 5, 91, 92]
+    prefix_lm       [1, 2, 3, 4, 5, 92]
+    >>> unit["labels"].tolist()  # of the last one, whose prefix is read in both directions
+    [-100, -100, 3, 4, 5, 92]
+    >>> layout.restore([99, 2, 98, 4, 97, 92, 90, 99, 1, 91, 98, 3, 91, 97, 5, 91, 92])
+    [1, 2, 3, 4, 5]
+
+    ```
+    """
+
+    name: str
+
+    def __call__(self, token_ids, rng, layout, room: int | None = None, labels: str = "no_sentinels") -> dict:
+        """
+        Trains on one file, or on as much of it as fits.
+
+        Args:
+            token_ids (`Sequence[int]` or `numpy.ndarray` of shape `(tokens,)`): the file, without any control token.
+            rng (`numpy.random.Generator`): source of all randomness.
+            layout ([`MaskLayout`] or [`MiddleLayout`]): the sentinels' ids, see [`infill_layout`].
+            room (`int`, *optional*): number of tokens the unit may have; by default the file need not be cut.
+            labels (`str`, defaults to `"no_sentinels"`): see [`unit_labels`].
+
+        Returns:
+            `dict`: `input_ids` and `labels`, int64 arrays of shape `(size,)`, and the `plan`.
+
+        Raises:
+            ValueError: for a file that holds control tokens, no tokens, no room, or an unknown `labels`.
+        """
+        token_ids = np.asarray(token_ids)
+        check_source(token_ids, layout)
+        room = 8 * len(token_ids) + 64 if room is None else room  # more than any objective's sentinels
+        if len(token_ids) == 0 or room < 1:
+            raise ValueError(f"{len(token_ids)} tokens and `room` {room}; a unit needs at least one of both.")
+        plan = self.plan(token_ids, room, rng, layout)
+        input_ids = np.concatenate(unit_parts(token_ids, plan, layout)).astype(np.int64)
+        return {"input_ids": input_ids, "labels": unit_labels(input_ids, plan, layout, labels), "plan": plan}
+
+    def _piece(self, token_ids, most, rng, opens_sequence) -> int:
+        """Number of tokens to take of a file of which only `most` fit: a random share of those to open a sequence."""
+        if len(token_ids) <= most or not opens_sequence:
+            return min(len(token_ids), most)
+        low, high = self.cut_ratio
+        return max(round(most * (low + (high - low) * rng.random())), min(self.min_length, most))
+
+
+@dataclass(frozen=True)
+class Causal(Objective):
+    """Next-token prediction: the file, then the end of text."""
+
+    name = "causal"
+
+    def plan(self, token_ids, room, rng, layout, opens_sequence=False) -> UnitPlan:
+        taken = min(len(token_ids), room)
+        # A file that ends exactly where the room does goes without its end of text: no token of a sequence is wasted.
+        ends = taken == len(token_ids) and taken < room
+        return UnitPlan(self.name, taken, taken + ends, ends=ends)
+
+
+@dataclass(frozen=True)
+class SpanCorruption(Objective):
+    """
+    File-level span corruption (CodeGen2, section 3.2): a share of the file is masked in spans, each replaced by
+    `<mask_i>`; behind the end of text and `<sep>` every mask is followed by its span and `<eom>`.
+
+    First the exact number of masked tokens is drawn, then lengths of spans that sum to it, then distinct places among
+    the visible tokens, so that spans never touch and every arrangement is equally likely. The paper does not give the
+    ranges of its uniform distributions; the defaults are the ones without a free parameter.
+
+    Args:
+        mask_ratio (`tuple[float, float]`, defaults to `(0.0, 1.0)`): range of the uniform share of masked tokens.
+        span_length (`tuple[int, int | None]`, defaults to `(1, None)`): range of the uniform span lengths; `None` is
+            the number of masked tokens.
+        mean_span_length (`float`, *optional*): if given, there are `masked / mean_span_length` spans of random lengths
+            (T5, UL2) instead.
+        poisson_spans (`float`, *optional*): if given, the number of spans is Poisson with this rate, zero excluded,
+            and all their borders are uniform (InCoder, section 2.1); `mask_ratio` is then not used.
+        max_spans (`int`, *optional*): most spans of a unit; the number of mask tokens is a limit in any case.
+        final_end_of_text (`bool`, defaults to `True`): whether the end of text follows the last span.
+        min_length (`int`, defaults to 4): shorter files, or pieces of them, are trained causally.
+        cut_ratio (`tuple[float, float]`, defaults to `(0.5, 1.0)`): where a file does not fit into a whole sequence, the
+            range of the uniform share that is taken of what would. With `(1.0, 1.0)` units begin and end where their
+            sequences do, and a model learns to end its spans by counting, which fails at inference.
+    """
+
+    mask_ratio: tuple[float, float] = (0.0, 1.0)
+    span_length: tuple[int, int | None] = (1, None)
+    mean_span_length: float | None = None
+    poisson_spans: float | None = None
+    max_spans: int | None = None
+    final_end_of_text: bool = True
+    min_length: int = MIN_LENGTH
+    cut_ratio: tuple[float, float] = (0.5, 1.0)
+    name = "span_corruption"
+
+    def __post_init__(self):
+        for name in ("mask_ratio", "cut_ratio"):
+            _check_range(name, getattr(self, name))
+        if len(self.span_length) != 2 or not 1 <= self.span_length[0] <= (self.span_length[1] or self.span_length[0]):
+            raise ValueError(f"`span_length` is {self.span_length}; give two lengths with 1 <= low <= high.")
+
+    def plan(self, token_ids, room, rng, layout, opens_sequence=False) -> UnitPlan:
+        _require_masks(layout, self.name)
+        fixed = 2 + self.final_end_of_text  # end of text, <sep>, final end of text
+        taken = self._piece(token_ids, room - 3 - fixed, rng, opens_sequence)
+        if taken < self.min_length:
+            return CAUSAL.plan(token_ids, room, rng, layout)
+        draw = self._draw_lengths if self.poisson_spans is None else self._draw_borders
+        most = min(layout.max_holes, self.max_spans or layout.max_holes)
+        spans, masked = draw(taken, most, rng)
+        # The piece is made to fit before anything is placed, never cut afterwards: every span keeps its <eom>.
+        fitting = min(taken, room - fixed - 3 * len(spans))
+        if fitting < max(self.min_length, masked + len(spans) - 1):
+            fitting = room - fixed - 3 * len(spans)
+            if fitting < max(self.min_length, 2 * len(spans)):
+                fitting, most = taken, 1
+            spans, masked = draw(fitting, min(most, len(spans)), rng)
+        starts, lengths = self._place(spans, masked, fitting, rng)
+        size = fitting + 3 * len(starts) + fixed
+        return UnitPlan(self.name, fitting, size, starts, lengths, ends=self.final_end_of_text)
+
+    def _draw_lengths(self, num_tokens, max_spans, rng):
+        """Lengths of the spans, and their sum."""
+        low, high = self.mask_ratio
+        masked = min(max(round(num_tokens * (low + (high - low) * rng.random())), 1), num_tokens - 1)
+        most = min(max_spans, masked, num_tokens - masked + 1)
+        if self.mean_span_length is not None:
+            return _composition(masked, min(max(round(masked / self.mean_span_length), 1), most), rng), masked
+        shortest, longest = self.span_length
+        longest = masked if longest is None else min(longest, masked)
+        shortest = min(shortest, longest)
+        lengths, total = [], 0
+        while total < masked and len(lengths) <= most:
+            for number in rng.random(4 + masked // (shortest + longest)).tolist():
+                lengths.append(shortest + int(number * (longest - shortest + 1)))
+                total += lengths[-1]
+                if total >= masked:
+                    break
+        if len(lengths) > most:
+            return _composition(masked, most, rng), masked
+        lengths[-1] -= total - masked
+        other = int(rng.random() * len(lengths))  # the one that was cut must not always be the last
+        lengths[-1], lengths[other] = lengths[other], lengths[-1]
+        return lengths, masked
+
+    def _draw_borders(self, num_tokens, max_spans, rng):
+        """As many spans as InCoder has, with one token each: their real lengths are drawn with their places."""
+        spans = 0
+        while spans == 0:
+            spans = int(rng.poisson(self.poisson_spans))
+        spans = min(spans, max_spans, 256, num_tokens // 2)
+        return [1] * spans, spans
+
+    def _place(self, lengths, masked, num_tokens, rng):
+        """Starts and lengths of the spans: in order, not empty, and never touching."""
+        if self.poisson_spans is None:
+            # Distinct gaps between the visible tokens, the two ends included: at least one of them between two spans.
+            slots = _choose(num_tokens - masked + 1, len(lengths), rng)
+            before = accumulate(lengths, initial=0)
+            return [slot + masked_before for slot, masked_before in zip(slots, before)], lengths
+        borders = _choose(num_tokens + 1, 2 * len(lengths), rng)
+        if borders == [0, num_tokens]:
+            borders[1] -= 1  # something has to be visible
+        return borders[0::2], [end - start for start, end in zip(borders[0::2], borders[1::2])]
+
+
+@dataclass(frozen=True)
+class Infill(Objective):
+    """
+    One hole between two uniform cut points (FIM): prefix, suffix, then the middle. Any of the three may be empty.
+
+    With a [`MaskLayout`] this is CodeGen2's own infilling sequence with one mask; with a [`MiddleLayout`] the order is
+    prefix-suffix-middle (PSM) or, in a share of the units, suffix-prefix-middle (SPM, variant 2 of FIM, section 4.3).
+
+    Args:
+        suffix_first_rate (`float`, *optional*): share of SPM units; 0.5 (FIM) where the layout has that order, else 0.
+        splitter ([`TokenSplitter`], *optional*): draws the cut points uniformly over characters, as FIM does, and
+            encodes what a cut leaves of a token anew. Without it the cuts lie between tokens.
+        final_end_of_text (`bool`, defaults to `True`): whether the end of text follows `<eom>`.
+        min_length, cut_ratio: see [`SpanCorruption`].
+    """
+
+    suffix_first_rate: float | None = None
+    splitter: TokenSplitter | None = None
+    final_end_of_text: bool = True
+    min_length: int = MIN_LENGTH
+    cut_ratio: tuple[float, float] = (0.5, 1.0)
+    name = "infill"
+
+    def __post_init__(self):
+        _check_range("cut_ratio", self.cut_ratio)
+
+    def plan(self, token_ids, room, rng, layout, opens_sequence=False) -> UnitPlan:
+        rate = self.suffix_first_rate
+        if isinstance(layout, MaskLayout) and rate:
+            raise ValueError(
+                f"`suffix_first_rate` is {rate}, but numbered masks have no suffix-first order; use a format with "
+                "fill-in-the-middle tokens, or leave it out."
+            )
+        rate = 0.5 if rate is None and isinstance(layout, MiddleLayout) else rate
+        ends = self.final_end_of_text or isinstance(layout, MiddleLayout)
+        overhead = layout.overhead(1) + (ends and isinstance(layout, MaskLayout))
+        taken = self._piece(token_ids, room - overhead, rng, opens_sequence)
+        if taken < self.min_length:
+            return CAUSAL.plan(token_ids, room, rng, layout)
+        suffix_first = bool(rate) and rng.random() < rate
+        if self.splitter is None:
+            source, length = None, taken
+            start, end = sorted(rng.integers(0, taken + 1, 2).tolist())
+        else:
+            cut = self.splitter.cut(token_ids, taken, room - overhead, rng)
+            if cut is None:
+                return CAUSAL.plan(token_ids, room, rng, layout)
+            taken, source, (start, end) = cut
+            length = len(source)
+        size = length + overhead
+        return UnitPlan(self.name, taken, size, [start], [end - start], ends, 0, suffix_first, source)
+
+
+@dataclass(frozen=True)
+class PrefixLM(Objective):
+    """
+    The first part of the file is read in both directions, the rest predicted (T5's prefix-LM; UL2's S-denoiser).
+
+    Args:
+        target_ratio (`tuple[float, float]`, defaults to `(0.0, 1.0)`): range of the uniform share of predicted tokens;
+            `(0.0, 0.5)` has UL2's mean of 0.25.
+        min_length (`int`, defaults to 4): shorter files, or pieces of them, are trained causally.
+    """
+
+    target_ratio: tuple[float, float] = (0.0, 1.0)
+    min_length: int = MIN_LENGTH
+    name = "prefix_lm"
+
+    def plan(self, token_ids, room, rng, layout, opens_sequence=False) -> UnitPlan:
+        plan = CAUSAL.plan(token_ids, room, rng, layout)
+        if plan.taken < self.min_length:
+            return plan
+        low, high = self.target_ratio
+        targets = round(plan.taken * (low + (high - low) * rng.random()))
+        prefix = plan.taken - min(max(targets, 1), plan.taken - 1)
+        return UnitPlan(self.name, plan.taken, plan.size, ends=plan.ends, prefix_length=prefix)
+
+
+OBJECTIVES = {kind.name: kind for kind in (Causal, SpanCorruption, Infill, PrefixLM)}
+CAUSAL = Causal()
+
+
+@dataclass(frozen=True)
+class ObjectiveMixture:
+    """
+    A weighted choice of objectives (CodeGen2, section 3.3: causal and span corruption with equal probability).
+
+    Args:
+        objectives (`tuple[Objective, ...]`): what may be drawn.
+        weights (`tuple[float, ...]`, *optional*): their probabilities up to a factor; equal if not given.
+        per (`str`, defaults to `"sequence"`): one draw for each `"sequence"`, as in the paper, or each `"document"`.
+
+    Raises:
+        ValueError: for no objectives, weights that do not belong to them, or another `per`.
+
+    Example:
+
+    ```python
+    >>> from modeling_lpn.code.objectives import OBJECTIVES
+    >>> from modeling_lpn import ObjectiveMixture
+
+    >>> mixture = ObjectiveMixture((OBJECTIVES["causal"](), OBJECTIVES["infill"]()), weights=(0.1, 0.9))
+    >>> [objective.name for objective in ObjectiveMixture.from_preset("codegen2").objectives]
+    ['causal', 'span_corruption']
+
+    ```
+    """
+
+    objectives: tuple[Objective, ...]
+    weights: tuple[float, ...] | None = None
+    per: str = "sequence"
+    _bounds: np.ndarray = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self):
+        weights = np.ones(len(self.objectives)) if self.weights is None else np.array(self.weights, dtype=float)
+        if len(weights) != len(self.objectives) or not len(weights) or weights.min() < 0 or weights.sum() <= 0:
+            raise ValueError(
+                f"{len(self.objectives)} objectives have the weights {self.weights}; give each one a weight of at "
+                "least 0, and one of them more."
+            )
+        if self.per not in ("sequence", "document"):
+            raise ValueError(f"`per` is {self.per!r}; give 'sequence' (one objective for each) or 'document'.")
+        object.__setattr__(self, "_bounds", weights.cumsum() / weights.sum())
+
+    @classmethod
+    def from_preset(cls, name: str, per: str = "sequence", **settings) -> "ObjectiveMixture":
+        """
+        The mixture of a paper, or a variant of it.
+
+        Args:
+            name (`str`): a key of `PRESETS`.
+            per (`str`, defaults to `"sequence"`): see the class.
+            settings: arguments of its objectives to change, such as `mask_ratio` or `splitter`; each one goes to all the
+                objectives that have it.
+
+        Raises:
+            ValueError: for an unknown name, or a setting that none of its objectives has.
+
+        Example:
+
+        ```python
+        >>> from modeling_lpn import ObjectiveMixture
+
+        >>> ObjectiveMixture.from_preset("codegen2", mask_ratio=(0.1, 0.5)).objectives[1].mask_ratio
+        (0.1, 0.5)
+
+        ```
+        """
+        if name not in PRESETS:
+            near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.0)[0]
+            raise ValueError(f"Unknown preset {name!r}; the nearest known one is {near!r} (of {', '.join(PRESETS)}).")
+        weights, objectives = zip(*PRESETS[name])
+        changed, unused = [], set(settings)
+        for objective in objectives:
+            own = {
+                key: value for key, value in settings.items() if key in getattr(objective, "__dataclass_fields__", ())
+            }
+            changed.append(replace(objective, **own) if own else objective)
+            unused -= set(own)
+        if unused:
+            kinds = ", ".join(sorted({objective.name for objective in objectives}))
+            raise ValueError(f"No objective of the preset {name!r} ({kinds}) has the setting {sorted(unused)[0]!r}.")
+        return cls(tuple(changed), weights, per)
+
+    def draw(self, rng) -> Objective:
+        """One of the objectives, by the weights."""
+        if len(self.objectives) == 1:
+            return self.objectives[0]
+        return self.objectives[self._bounds.searchsorted(rng.random(), side="right")]
+
+
+_UL2_SPANS = ((3.0, 0.15), (8.0, 0.15), (3.0, 0.5), (8.0, 0.5), (64.0, 0.15), (64.0, 0.5))  # mean length, share: R, X
+_UL2 = tuple(SpanCorruption((share, share), mean_span_length=mean) for mean, share in _UL2_SPANS)
+PRESETS = {
+    "codegen2": ((0.5, CAUSAL), (0.5, SpanCorruption())),
+    "codegen2_short": ((0.5, CAUSAL), (0.5, SpanCorruption((0.02, 0.15), max_spans=1, cut_ratio=(0.25, 1.0)))),
+    "incoder": ((1.0, SpanCorruption(poisson_spans=1.0)),),
+    "t5": ((1.0, SpanCorruption((0.15, 0.15), mean_span_length=3.0)),),
+    "ul2": (*((1.0, denoiser) for denoiser in _UL2), (1.0, PrefixLM((0.0, 0.5)))),
+    "ul2_r": tuple((1.0, denoiser) for denoiser in _UL2[:2]),
+    "ul2_s": ((1.0, PrefixLM((0.0, 0.5))),),
+    "ul2_x": tuple((1.0, denoiser) for denoiser in _UL2[2:]),
+    "fim": ((0.5, CAUSAL), (0.5, Infill())),
+    "causal": ((1.0, CAUSAL),),
+    "prefix_lm": ((1.0, PrefixLM()),),
+}
+
+
+def unit_parts(token_ids, plan: UnitPlan, layout) -> list:
+    """
+    The ids of a unit as the sequences they are made of; their concatenation has `plan.size` tokens.
+
+    Args:
+        token_ids (`numpy.ndarray`): the source, from the unit's first token on.
+        plan ([`UnitPlan`]): what to do with it.
+        layout ([`MaskLayout`] or [`MiddleLayout`]): the sentinels.
+
+    Returns:
+        `list` of arrays and tuples.
+    """
+    source = token_ids[: plan.taken] if plan.source is None else plan.source
+    if not plan.starts:
+        return [source, (layout.end_of_text,)] if plan.ends else [source]
+    if len(plan.starts) > MANY_SPANS:
+        return [layout.rearranged(source, plan.starts, plan.lengths, plan.ends)]
+    pieces, spans, at = [], [], 0
+    for start, length in zip(plan.starts, plan.lengths):
+        pieces.append(source[at:start])
+        at = start + length
+        spans.append(source[start:at])
+    pieces.append(source[at:])
+    if isinstance(layout, MaskLayout):
+        return layout.parts(pieces, spans, plan.ends)
+    return layout.parts(pieces, spans, plan.suffix_first)
+
+
+def unit_labels(input_ids, plan: UnitPlan, layout, policy: str = "no_sentinels") -> np.ndarray:
+    """
+    Labels of a unit: a copy of its ids (models shift inside), -100 where nothing is to be learned.
+
+    Args:
+        input_ids (`numpy.ndarray` of shape `(size,)`): the unit.
+        plan ([`UnitPlan`]): its plan.
+        layout ([`MaskLayout`] or [`MiddleLayout`]): the sentinels.
+        policy (`str`): `"no_sentinels"`: everything but masks and separators, which a model that completes code is not
+            to write unasked; `<eom>` and the end of text are learned. `"all"`: every token (a literal reading of
+            CodeGen2). `"targets_only"`: only what was masked (T5, UL2). A bidirectional prefix never has labels.
+
+    Returns:
+        `numpy.ndarray` of shape `(size,)`, int64.
+
+    Raises:
+        ValueError: for an unknown policy.
+    """
+    check_label_policy(policy)
+    labels = np.array(input_ids, dtype=np.int64)
+    if policy != "all":
+        labels[np.isin(labels, unlearned_ids(layout))] = IGNORE_INDEX
+    labels[: hidden_length(plan, layout, policy)] = IGNORE_INDEX
+    return labels
+
+
+def check_label_policy(policy: str) -> None:
+    if policy not in LABEL_POLICIES:
+        raise ValueError(f"`labels` is {policy!r}; give one of {', '.join(LABEL_POLICIES)}.")
+
+
+def hidden_length(plan: UnitPlan, layout, policy: str) -> int:
+    """Number of leading tokens of a unit that have no label whatever they are."""
+    if policy != "targets_only" or not plan.starts:
+        return plan.prefix_length
+    closing = 2 * len(plan.starts) + plan.ends if isinstance(layout, MaskLayout) else 1
+    return plan.size - sum(plan.lengths) - closing
+
+
+def unlearned_ids(layout) -> list[int]:
+    """Sentinels that carry no label under `"no_sentinels"`: all but the ones that end something."""
+    return sorted(set(layout.control_ids) - set(layout.stops) | set(getattr(layout, "start", ())))
+
+
+def check_source(token_ids, layout, name: str = "The file") -> None:
+    """
+    Refuses source ids that hold control tokens, which would be taken for the sentinels of an objective.
+
+    Args:
+        token_ids (`numpy.ndarray`): ids of a file.
+        layout ([`MaskLayout`] or [`MiddleLayout`]): the sentinels.
+        name (`str`): what the error calls the file.
+
+    Raises:
+        ValueError: naming the first control token and its place.
+    """
+    found = np.isin(token_ids, sorted(layout.control_ids))
+    if found.any():
+        place = int(found.argmax())
+        raise ValueError(
+            f"{name} holds the control token {int(token_ids[place])} at position {place}; encode it with "
+            "`encode_source`, which keeps sentinels written in a source as text."
+        )
+
+
+def _require_masks(layout, name):
+    if not isinstance(layout, MaskLayout):
+        raise ValueError(
+            f"The objective {name!r} needs numbered mask tokens, which a fill-in-the-middle layout has not; train with "
+            "`infill`, or add the CodeGen2 sentinels to the tokenizer."
+        )
+
+
+def _choose(total, count, rng):
+    """`count` distinct numbers below `total`, in order."""
+    if count <= 8 and total > 4 * count:  # rarely a number twice: drawing again is faster than numpy's choice
+        chosen = set()
+        while len(chosen) < count:
+            chosen.add(int(rng.random() * total))
+        return sorted(chosen)
+    return sorted(rng.choice(total, count, replace=False, shuffle=False).tolist())
+
+
+def _composition(total, parts, rng):
+    """`parts` positive numbers that sum to `total`, every such sequence equally likely."""
+    borders = [0, *(border + 1 for border in _choose(total - 1, parts - 1, rng)), total]
+    return [end - start for start, end in zip(borders, borders[1:])]

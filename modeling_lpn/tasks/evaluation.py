@@ -1,0 +1,299 @@
+"""Solves a list of tasks by latent search and scores the answers, at one or several search budgets."""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from tqdm import tqdm
+
+from ..lpn.search_lpn import SearchConfig, SearchOutput
+from .metrics import compute_arc_scores
+
+
+NUM_ATTEMPTS = 2  # ARC Prize allows two answers to every test input
+BUDGET_FIELDS = {"gradient": "num_steps", "random": "num_samples"}
+UNBUDGETED = ("mean", "first", "all")  # methods that cost what they cost
+
+
+@dataclasses.dataclass
+class BudgetResult:
+    """What one search budget achieved.
+
+    Args:
+        budget (`int`): Gradient steps, or samples of a random search.
+        predictions (`dict[str, list[list[grid]]]`): For each task id, for each test input, its grids, best first.
+            Tasks that failed are missing.
+        scores (`dict[str, float]`): As [`compute_arc_scores`], over the tasks whose test outputs are known; failed
+            tasks count as wrong. Empty if no test output is known.
+        num_evaluations (`float`): Decoder evaluations per task, mean over the tasks that did not fail.
+        log_prob (`float`): Log-likelihood of the demonstrations under the best latent in nats, mean over those tasks.
+    """
+
+    budget: int
+    predictions: dict
+    scores: dict
+    num_evaluations: float
+    log_prob: float
+
+
+@dataclasses.dataclass
+class EvaluationOutput:
+    """Result of [`evaluate_tasks`].
+
+    Args:
+        results (`list[BudgetResult]`): One for each budget, in the order given.
+        errors (`dict[str, str]`): For each failed task id what went wrong.
+        trajectories (`dict[str, list[float]]`):
+            For each task the log-likelihood at every step of the search at the largest budget, of the start that found
+            the best latent.
+        num_nonfinite (`int`): Decoder evaluations of that search that gave no finite number.
+        seconds (`dict[str, float]`): `total` wall time, and what this process spent on `search` and on `generate`
+            (writing the grids), all budgets together.
+    """
+
+    results: list[BudgetResult]
+    errors: dict
+    trajectories: dict
+    num_nonfinite: int
+    seconds: dict
+
+
+def search_at_budget(search: SearchConfig, budget: int | None) -> SearchConfig:
+    """`search` with `budget` gradient steps, or random samples; new methods get it as `max_evaluations`."""
+    if budget is None or search.method in UNBUDGETED:
+        return search
+    return dataclasses.replace(search, **{BUDGET_FIELDS.get(search.method, "max_evaluations"): budget})
+
+
+def shares_trajectory(search: SearchConfig) -> bool:
+    """Whether the first k steps of a longer search are the search with k steps: nothing in a step looks ahead.
+
+    That holds for a gradient search whose learning rate does not depend on the number of steps.
+    """
+    return search.method == "gradient" and search.lr_schedule == "constant" and search.max_evaluations is None
+
+
+def first_steps(search: SearchOutput, num_steps: int) -> SearchOutput:
+    """The result that a gradient search would have had with fewer steps; see [`shares_trajectory`].
+
+    Args:
+        search ([`SearchOutput`]): result of a search with at least `num_steps` steps.
+        num_steps (`int`): steps to keep.
+
+    Returns:
+        [`SearchOutput`]: ranked by the rules of the search itself: best first, ties in search order, non-finite last.
+    """
+    latents = search.trajectory_latents[:, :, : num_steps + 1]  # (batch, starts, num_steps + 1, latent_dim)
+    log_probs = search.trajectory_log_probs[:, :, : num_steps + 1]
+    scores = torch.where(log_probs.isfinite(), log_probs, -torch.inf).flatten(1)
+    scores, order = scores.sort(dim=1, descending=True, stable=True)
+    order = order.unsqueeze(-1).expand(-1, -1, latents.shape[-1])
+    num_starts = search.num_evaluations // search.trajectory_log_probs.shape[2]
+    return SearchOutput(
+        latents=latents.flatten(1, 2).gather(1, order),
+        log_probs=scores,
+        trajectory_latents=latents,
+        trajectory_log_probs=log_probs,
+        num_evaluations=num_starts * log_probs.shape[2],
+    )
+
+
+def evaluate_tasks(
+    model,
+    processor,
+    tasks: list[dict],
+    search: SearchConfig | None = None,
+    budgets: Sequence[int] | None = None,
+    batch_size: int = 32,
+    seed: int = 0,
+    progress: bool = True,
+) -> EvaluationOutput:
+    """Predicts two grids for every test input of every task and scores them.
+
+    Tasks are batched with others of similar size. Under `accelerate launch` the batches are dealt to the processes and
+    every process gets the whole result, which is the same as that of one process. A task that cannot be read, or whose
+    batch fails even alone (out of memory), is reported in `errors` and the others go on.
+
+    Args:
+        model ([`LPNModel`]): The model; used in evaluation mode, on the device where it is.
+        processor ([`LPNProcessor`]): Turns rows into tensors and predictions into grids.
+        tasks (`list[dict]`): Rows with `task_id` (each once), `train` and `test`.
+        search ([`SearchConfig`], *optional*): Settings of the search; gradient search by default.
+        budgets (`Sequence[int]`, *optional*):
+            Gradient steps (or samples of a random search) to evaluate; `search` as it is if not given, or if its
+            method knows no budget. Where a shorter
+            search is the beginning of a longer one, one search serves them all ([`shares_trajectory`]).
+        batch_size (`int`, defaults to 32): Tasks solved at a time; a batch that fails is halved.
+        seed (`int`, defaults to 0): Seed of the random numbers of a search, the same for every task.
+        progress (`bool`, defaults to `True`): Whether the main process shows a progress bar.
+
+    Returns:
+        [`EvaluationOutput`]
+
+    Raises:
+        ValueError: There are no tasks, or two have the same id.
+        RuntimeError: Every single task failed.
+    """
+    search = search or SearchConfig()
+    budgets = [None] if budgets is None or search.method in UNBUDGETED else list(budgets)
+    _check_ids(tasks)
+    state, start = PartialState(), time.perf_counter()
+    solver = _Solver(model, processor, search, budgets, seed)
+    batches = _batches_by_size(tasks, batch_size)
+    mine = batches[state.process_index :: state.num_processes]
+    records = []
+    was_training = model.training
+    model.eval()
+    try:
+        with tqdm(total=sum(map(len, mine)), unit="task", disable=not (progress and state.is_main_process)) as bar:
+            for batch in mine:
+                records += solver.solve_or_split([tasks[index] for index in batch])
+                bar.update(len(batch))
+    finally:
+        model.train(was_training)
+    records = {record.task_id: record for record in gather_object(records)}
+    output = _summarise(tasks, records, budgets, search)
+    output.seconds = {"total": time.perf_counter() - start, **solver.seconds}
+    return output
+
+
+def _check_ids(tasks) -> None:
+    if not tasks:
+        raise ValueError("there are no tasks to evaluate; give at least one row")
+    seen = set()
+    for position, task in enumerate(tasks):
+        if not isinstance(task, dict) or "task_id" not in task:
+            raise ValueError(f"task {position} has no `task_id`; results are kept by id, so give every row its own")
+        if task["task_id"] in seen:
+            raise ValueError(f"task id {task['task_id']!r} occurs twice; give every row its own id")
+        seen.add(task["task_id"])
+
+
+def _size(task) -> int:
+    """Cells of the task's largest pair, as far as it is well-formed; only the order of the batches depends on it."""
+    try:
+        grids = [[len(pair[key]) * len(pair[key][0]) for key in pair] for pair in [*task["train"], *task["test"]]]
+        return max(map(sum, grids), default=0)
+    except (KeyError, IndexError, TypeError):
+        return 0
+
+
+def _batches_by_size(tasks, batch_size) -> list[list[int]]:
+    # The largest come first: a batch that does not fit into memory shows at once, and the processes end together.
+    order = sorted(range(len(tasks)), key=lambda index: (-_size(tasks[index]), index))
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+@dataclasses.dataclass
+class _Record:
+    """What one task gave: for each budget its grids, evaluations and log-likelihood; or an error."""
+
+    task_id: str
+    grids: list = dataclasses.field(default_factory=list)
+    num_evaluations: list = dataclasses.field(default_factory=list)
+    log_probs: list = dataclasses.field(default_factory=list)
+    trajectory: list = dataclasses.field(default_factory=list)
+    num_nonfinite: int = 0
+    error: str | None = None
+
+
+class _Solver:
+    """Solves batches of tasks at all budgets."""
+
+    def __init__(self, model, processor, search, budgets, seed):
+        self.model, self.processor, self.search, self.budgets, self.seed = model, processor, search, budgets, seed
+        self.shared = shares_trajectory(search) and len(budgets) > 1
+        self.seconds = {"search": 0.0, "generate": 0.0}
+
+    def solve_or_split(self, tasks) -> list[_Record]:
+        """Records of the tasks; when a batch fails, the tasks that do not fail on their own are still solved."""
+        try:
+            return self.solve(tasks)
+        except Exception as error:  # noqa: BLE001 (hours of work on the other tasks must not be lost to one of them)
+            if len(tasks) == 1:
+                return [_Record(tasks[0]["task_id"], error=f"{type(error).__name__}: {error}")]
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        half = len(tasks) // 2
+        return self.solve_or_split(tasks[:half]) + self.solve_or_split(tasks[half:])
+
+    @torch.no_grad()
+    def solve(self, tasks) -> list[_Record]:
+        inputs = self.processor(tasks, return_tensors="pt").to(self.model.device)
+        queries = {name: inputs.pop(name) for name in ("query_grids", "query_shapes", "query_mask")}
+        records = [_Record(task["task_id"]) for task in tasks]
+        # The longest search comes first, the others read their beginning off it.
+        longest = max(range(len(self.budgets)), key=lambda index: self.budgets[index] or 0)
+        full = self._search(inputs, self.budgets[longest])
+        for index, budget in enumerate(self.budgets):
+            if index == longest:
+                found = full
+            else:
+                found = first_steps(full, budget) if self.shared else self._search(inputs, budget)
+            grids = self._execute(found, queries)
+            for row, record in enumerate(records):
+                record.grids.append(grids[row])
+                record.num_evaluations.append(int(found.num_evaluations[row]))
+                record.log_probs.append(float(found.log_probs[row, 0]))
+        self._add_trajectories(records, full)
+        return records
+
+    def _search(self, inputs, budget) -> SearchOutput:
+        start = time.perf_counter()
+        # A fresh generator for every call: the noise of a task must not depend on the batches before it.
+        generator = torch.Generator(self.model.device).manual_seed(self.seed)
+        found = self.model.search(**inputs, search=search_at_budget(self.search, budget), generator=generator)
+        self.seconds["search"] += time.perf_counter() - start
+        return found
+
+    def _execute(self, found, queries) -> list:
+        start = time.perf_counter()
+        output = self.model.execute(found.latents, **queries, num_candidates=NUM_ATTEMPTS, log_probs=found.log_probs)
+        grids = self.processor.post_process(output, queries["query_mask"])
+        self.seconds["generate"] += time.perf_counter() - start
+        return grids
+
+    def _add_trajectories(self, records, search) -> None:
+        log_probs = search.trajectory_log_probs.float().cpu()
+        finite = torch.where(log_probs.isfinite(), log_probs, -torch.inf)
+        winners = finite.flatten(1).argmax(1) // log_probs.shape[2]
+        for row, record in enumerate(records):
+            record.trajectory = log_probs[row, winners[row]].tolist()
+            record.num_nonfinite = int(search.num_nonfinite[row])
+
+
+def _summarise(tasks, records, budgets, search) -> EvaluationOutput:
+    errors = {task["task_id"]: records[task["task_id"]].error for task in tasks if records[task["task_id"]].error}
+    if len(errors) == len(tasks):
+        task_id, error = next(iter(errors.items()))
+        raise RuntimeError(f"all {len(tasks)} tasks failed; the first, {task_id}, with {error}")
+    solved = [records[task["task_id"]] for task in tasks if task["task_id"] not in errors]
+    solutions = {
+        task["task_id"]: [pair["output"] for pair in task["test"]]
+        for task in tasks
+        if isinstance(task.get("test"), list)
+        and task["test"]
+        and all(isinstance(pair, dict) and pair.get("output") for pair in task["test"])
+    }
+    results = []
+    for index, budget in enumerate(budgets):
+        predictions = {record.task_id: record.grids[index] for record in solved}
+        results.append(
+            BudgetResult(
+                budget=getattr(search, BUDGET_FIELDS.get(search.method, ""), 0) if budget is None else budget,
+                predictions=predictions,
+                scores=compute_arc_scores(predictions, solutions) if solutions else {},
+                num_evaluations=sum(record.num_evaluations[index] for record in solved) / len(solved),
+                log_prob=sum(record.log_probs[index] for record in solved) / len(solved),
+            )
+        )
+    return EvaluationOutput(
+        results=results,
+        errors=errors,
+        trajectories={record.task_id: record.trajectory for record in solved},
+        num_nonfinite=sum(record.num_nonfinite for record in solved),
+        seconds={},
+    )

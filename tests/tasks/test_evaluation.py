@@ -1,0 +1,237 @@
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from modeling_lpn import LPNConfig, LPNModel, LPNProcessor, PatternTask, SearchConfig, TaskStream
+from modeling_lpn.runs import describe_run
+from modeling_lpn.tasks.evaluation import evaluate_tasks, first_steps, search_at_budget, shares_trajectory
+from modeling_lpn.tasks.latent_maps import map_latent_space
+from modeling_lpn.tasks.stream import tasks_from_stream
+
+
+BUDGETS = [5, 0, 1, 12]
+
+
+def make_grid(rng):
+    return rng.integers(0, 10, rng.integers(1, 6, 2)).tolist()
+
+
+def make_tasks(count=9, seed=0):
+    """Tasks of different sizes, with one to four demonstrations and one or two test inputs."""
+    rng = np.random.default_rng(seed)
+    return [
+        {
+            "task_id": f"t{index}",
+            "train": [{"input": make_grid(rng), "output": make_grid(rng)} for _ in range(rng.integers(1, 5))],
+            "test": [{"input": make_grid(rng), "output": make_grid(rng)} for _ in range(rng.integers(1, 3))],
+        }
+        for index in range(count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    sizes = {f"{side}_{name}": 2 for side in ("encoder", "decoder") for name in ("num_heads", "num_layers")}
+    return LPNModel(LPNConfig(max_rows=8, max_cols=8, latent_dim=2, **sizes)).eval()
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return LPNProcessor(8, 8)
+
+
+def run(model, processor, tasks, search, budgets=None, **kwargs):
+    return evaluate_tasks(model, processor, tasks, search, budgets, progress=False, **{"batch_size": 4, **kwargs})
+
+
+@pytest.mark.parametrize(
+    "search",
+    [
+        SearchConfig(lr=0.3),
+        SearchConfig(lr=0.5, optimizer="sgd", momentum=0.5, starts="mean+pairs"),
+        SearchConfig(lr=0.3, num_samples=2, starts="pairs", clip="none"),
+        SearchConfig(lr=0.3, lr_schedule="cosine"),
+        SearchConfig(method="random"),
+    ],
+)
+def test_a_list_of_budgets_equals_separate_searches(model, processor, search):
+    tasks = make_tasks()
+    together = run(model, processor, tasks, search, BUDGETS)
+    assert [result.budget for result in together.results] == BUDGETS
+    for result in together.results:
+        alone = run(model, processor, tasks, search_at_budget(search, result.budget))
+        assert vars(alone.results[0]) == vars(result)
+        if result.budget == max(BUDGETS):
+            assert alone.trajectories == together.trajectories
+
+
+def test_one_search_serves_all_budgets_where_that_is_exact(model, processor, monkeypatch):
+    calls = []
+    original = model.search
+    monkeypatch.setattr(model, "search", lambda *args, **kwargs: calls.append(1) or original(*args, **kwargs))
+    run(model, processor, make_tasks(4), SearchConfig(), BUDGETS)
+    assert len(calls) == 1
+    run(model, processor, make_tasks(4), SearchConfig(lr_schedule="cosine"), BUDGETS)
+    assert len(calls) == 1 + len(BUDGETS)
+    assert not shares_trajectory(SearchConfig(max_evaluations=3))
+    assert not shares_trajectory(SearchConfig(method="random"))
+
+
+def test_first_steps_ranks_as_the_search_does(model, processor):
+    inputs = processor(make_tasks())
+    inputs = {name: value for name, value in inputs.items() if not name.startswith("query")}
+    search = SearchConfig(num_steps=9, starts="mean+pairs", lr=0.4)
+    full, short = model.search(**inputs, search=search), model.search(**inputs, search=replace(search, num_steps=4))
+    cut = first_steps(full, 4)
+    for name in ("latents", "log_probs", "trajectory_latents", "trajectory_log_probs", "num_evaluations"):
+        assert torch.equal(torch.nan_to_num(cut[name]), torch.nan_to_num(short[name])), name
+
+
+def test_results_do_not_depend_on_the_batches_and_keep_the_order(model, processor):
+    tasks = make_tasks()
+    search = SearchConfig(lr=0.3, num_samples=1)
+    one = run(model, processor, tasks, search, BUDGETS)
+    other = run(model, processor, tasks[::-1], search, BUDGETS, batch_size=1)
+    for a, b in zip(one.results, other.results):
+        assert a.predictions == b.predictions
+        assert a.log_prob == pytest.approx(b.log_prob, abs=1e-4)
+        assert list(a.predictions) == [task["task_id"] for task in tasks] == list(b.predictions)[::-1]
+    assert run(model, processor, tasks, search, BUDGETS, seed=1).trajectories != one.trajectories
+
+
+def test_accounting(model, processor):
+    tasks = make_tasks()
+    output = run(model, processor, tasks, SearchConfig(starts="pairs"), [0, 3])
+    pairs = sum(len(task["train"]) for task in tasks) / len(tasks)
+    assert [result.num_evaluations for result in output.results] == pytest.approx([pairs, 4 * pairs])
+    assert output.results[1].log_prob >= output.results[0].log_prob
+    assert all(len(values) == 4 for values in output.trajectories.values())
+    assert output.num_nonfinite == 0 and output.errors == {}
+    assert 0 < output.seconds["search"] + output.seconds["generate"] <= output.seconds["total"]
+    for task in tasks:
+        for attempts in output.results[1].predictions[task["task_id"]]:
+            assert len(attempts) == 2
+        assert len(output.results[1].predictions[task["task_id"]]) == len(task["test"])
+
+
+def test_a_perfect_prediction_scores_one(model, processor):
+    tasks = make_tasks(3)
+    answers = run(model, processor, tasks, SearchConfig(method="mean"))
+    solved = copy.deepcopy(tasks)
+    for task in solved:
+        for pair, attempts in zip(task["test"], answers.results[0].predictions[task["task_id"]]):
+            pair["output"] = attempts[0]
+    scores = run(model, processor, solved, SearchConfig(method="mean"), [0, 5]).results[0].scores
+    assert len(scores) == 10 and set(scores.values()) == {1.0}
+
+
+def test_a_bad_task_is_reported_and_the_others_are_solved(model, processor):
+    tasks = make_tasks()
+    good = run(model, processor, tasks, SearchConfig(), [3])
+    bad = [
+        {"task_id": "ragged", "train": [{"input": [[1], [1, 2]], "output": [[1]]}], "test": [{"input": [[1]]}]},
+        {"task_id": "empty", "train": [], "test": [{"input": [[1]], "output": [[1]]}]},
+    ]
+    output = run(model, processor, tasks[:5] + bad + tasks[5:], SearchConfig(), [3])
+    assert sorted(output.errors) == ["empty", "ragged"]
+    assert "rows of different lengths" in output.errors["ragged"]
+    assert output.results[0].predictions == good.results[0].predictions
+    # `empty` has a known answer and counts as wrong; `ragged` has none to score.
+    ratio = len(tasks) / (len(tasks) + 1)
+    name = "top_1_pixel_accuracy"
+    assert output.results[0].scores[name] == pytest.approx(good.results[0].scores[name] * ratio)
+
+
+def test_a_batch_that_does_not_fit_is_halved(model, processor, monkeypatch):
+    original, sizes = model.search, []
+
+    def small_memory(input_grids, **kwargs):
+        sizes.append(len(input_grids))
+        if len(input_grids) > 2:
+            raise torch.cuda.OutOfMemoryError("out of memory")
+        return original(input_grids=input_grids, **kwargs)
+
+    tasks = make_tasks(5)
+    expected = run(model, processor, tasks, SearchConfig(), [2])
+    monkeypatch.setattr(model, "search", small_memory)
+    output = run(model, processor, tasks, SearchConfig(), [2], batch_size=5)
+    assert output.results[0].predictions == expected.results[0].predictions
+    assert sizes == [5, 2, 3, 1, 2]
+    monkeypatch.setattr(model, "search", lambda **kwargs: 1 / 0)
+    with pytest.raises(RuntimeError, match="all 5 tasks failed; the first, t0, with ZeroDivisionError"):
+        run(model, processor, tasks, SearchConfig(), [2])
+
+
+def test_unknown_answers_give_no_scores_and_wrong_ids_are_refused(model, processor):
+    tasks = [{**task, "test": [{"input": pair["input"]} for pair in task["test"]]} for task in make_tasks(2)]
+    assert run(model, processor, tasks, SearchConfig(), [1]).results[0].scores == {}
+    with pytest.raises(ValueError, match="'t0' occurs twice"):
+        run(model, processor, [tasks[0], tasks[0]], SearchConfig())
+    with pytest.raises(ValueError, match="no tasks to evaluate"):
+        run(model, processor, [], SearchConfig())
+    with pytest.raises(ValueError, match="task 0 has no `task_id`"):
+        run(model, processor, [{"train": []}], SearchConfig())
+
+
+def test_evaluation_leaves_model_and_random_state_alone(model, processor):
+    model.train()
+    before = torch.get_rng_state()
+    run(model, processor, make_tasks(2), SearchConfig(num_samples=3), [1])
+    assert model.training and torch.equal(before, torch.get_rng_state())
+    model.eval()
+
+
+def test_tasks_from_a_stream_are_its_items_and_have_their_own_ids():
+    stream = TaskStream(PatternTask(num_pairs=3, num_rows=4, num_cols=5, pattern_size=2), 7, seed=3)
+    rows = tasks_from_stream(stream, 5)
+    assert [row["task_id"] for row in rows] == ["0", "1", "2", "3", "4"]
+    item = stream[2]
+    assert [pair["input"] for pair in rows[2]["train"] + rows[2]["test"]] == item["input_grids"].tolist()
+    assert rows[2]["test"][0]["output"] == item["output_grids"][2].tolist()
+    assert (len(rows[2]["train"]), len(rows[2]["test"])) == (2, 1)
+
+    class OneProgram(PatternTask):
+        def sample(self, num_tasks, rng):
+            return {**super().sample(num_tasks, rng), "task_id": ["p"] * num_tasks}
+
+    assert [row["task_id"] for row in tasks_from_stream(TaskStream(OneProgram(), 3), 3)] == ["p", "p-2", "p-3"]
+    with pytest.raises(ValueError, match="one pair each"):
+        tasks_from_stream(TaskStream(PatternTask(num_pairs=1), 3), 3)
+
+
+def test_latent_map_shows_the_log_likelihood_and_the_way_to_the_best(model, processor):
+    task = make_tasks(1)[0]
+    search = SearchConfig(num_steps=6, lr=0.5)
+    drawn = map_latent_space(model, processor, task, search, resolution=7)
+    inputs = {name: value for name, value in processor([task]).items() if not name.startswith("query")}
+    low, high = drawn["extent"][:2]
+    side = torch.linspace(low, high, 7)
+    corner = model.log_prob(torch.tensor([[[side[6], side[1]]]]), **inputs)  # column 6, row 1
+    assert drawn["log_probs"][1, 6] == pytest.approx(corner.item(), abs=1e-4)
+    found = model.search(**inputs, search=search)
+    assert drawn["paths"][0][-1].tolist() == pytest.approx(found.latents[0, 0].tolist())
+
+
+def test_a_map_of_more_dimensions_is_the_plane_of_the_path(processor):
+    torch.manual_seed(0)
+    model = LPNModel(LPNConfig(max_rows=8, max_cols=8, latent_dim=5)).eval()
+    task, search = make_tasks(1)[0], SearchConfig(num_steps=2, lr=0.5)  # two steps lie in a plane
+    drawn = map_latent_space(model, processor, task, search, resolution=5)
+    inputs = {name: value for name, value in processor([task]).items() if not name.startswith("query")}
+    visited = model.search(**inputs, search=search).trajectory_latents[0, 0]
+    lengths = torch.from_numpy(drawn["paths"][0]).norm(dim=1)
+    assert torch.allclose(lengths, (visited - visited[0]).norm(dim=1)[: len(lengths)], atol=1e-5)
+    assert drawn["extent"][1] - drawn["extent"][0] == pytest.approx(drawn["extent"][3] - drawn["extent"][2])
+    with pytest.raises(ValueError, match="2 latent dimensions and a gradient search"):
+        map_latent_space(model, processor, task, SearchConfig(method="mean"))
+
+
+def test_a_run_is_described():
+    record = describe_run(7)
+    assert record["seed"] == 7 and record["versions"]["torch"] == torch.__version__
+    assert {"command", "date", "git_commit", "hardware"} <= set(record)
+    assert record["hardware"]["processes"] == 1
