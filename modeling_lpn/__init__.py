@@ -4,6 +4,7 @@ import importlib
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoProcessor
 
+from .code import infill_formats  # noqa: F401 (registers the formats of other families)
 from .code.collator import DataCollatorForCodeObjectives
 from .code.corpora import load_corpus, open_sources, tokenize_corpus
 from .code.objectives import ObjectiveMixture

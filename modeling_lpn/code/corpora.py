@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..codegen2.infilling_codegen2 import INFILL_FORMATS, encode_sources
+from ..codegen2.infilling_codegen2 import encode_sources, find_format
 from ..optional import require
 from .packing import TokenizedDocuments
 
@@ -106,7 +106,7 @@ def tokenize_corpus(source: str, tokenizer, text_column="text", infill_format="c
         "input_ids": datasets.List(datasets.Value("int32")),
         **{name: datasets.Value("string") for name in names},
     }
-    encode = functools.partial(_encode_batch, tokenizer, text_column, INFILL_FORMATS[infill_format].dummy_prefix)
+    encode = functools.partial(_encode_batch, tokenizer, text_column, find_format(infill_format).dummy_prefix)
     # `datasets` would hash the pickled tokenizer, whose state changes with use: the cache would miss.
     key = json.dumps([dataset._fingerprint, text_column, infill_format, tokenizer.backend_tokenizer.to_str()])
     tokenized = dataset.map(
@@ -132,7 +132,7 @@ def stream_corpus(source: str, tokenizer, text_column="text", infill_format="cod
         `Callable[[], Iterator[tuple[str, numpy.ndarray]]]`: starts an epoch of `(name, token_ids)`.
     """
     dataset = load_corpus(source, text_column, streaming=True)
-    dummy_prefix = INFILL_FORMATS[infill_format].dummy_prefix
+    dummy_prefix = find_format(infill_format).dummy_prefix
 
     def epoch():
         for batch in dataset.iter(STREAM_BATCH):

@@ -192,7 +192,7 @@ def evaluate_infilling(
     scores = infill_scores(spans, [case.middle for case in cases], None if left_to_right else ended)
     predictions = [
         {"name": case.name, "kind": case.kind, "prediction": span, "reference": case.middle, "ended": end}
-        for case, span, end in zip(cases, spans, ended)
+        for case, span, end in zip(cases, spans, ended, strict=True)
     ]
     return {**scores, "num_cases": len(cases)}, predictions
 
@@ -227,7 +227,7 @@ class _Infilling:
             **self.settings,
         )
         ended = (control.first == self.layout.stops[0]).tolist()
-        return [(result.spans[0], end) for result, end in zip(results, ended)]
+        return [(result.spans[0], end) for result, end in zip(results, ended, strict=True)]
 
 
 class _Continuation:
@@ -242,7 +242,7 @@ class _Continuation:
         rows = generate_rows(self.model, prompts, self.stops, max(lengths), **GREEDY)
         return [
             (decode_after(self.tokenizer, prompt, ids[:length]), None)
-            for prompt, (ids, _), length in zip(prompts, rows, lengths)
+            for prompt, (ids, _), length in zip(prompts, rows, lengths, strict=True)
         ]
 
 

@@ -1,8 +1,6 @@
 """Prompts and rows of a batch for `generate`: what evaluation and sampling of code models share."""
 
-import torch
-
-from ..codegen2.infilling_codegen2 import encode_source
+from ..codegen2.infilling_codegen2 import continue_prompts, encode_source
 
 
 def decode(tokenizer, ids: list[int]) -> str:
@@ -53,10 +51,6 @@ def generate_rows(model, prompts, stops, max_new_tokens, **kwargs) -> list[tuple
     Returns:
         `list[tuple[list[int], bool]]`: for each prompt the new ids before its end, and whether it ended itself.
     """
-    length, pad = max(map(len, prompts)), stops[0] if stops else 0
-    ids = torch.tensor([[pad] * (length - len(row)) + row for row in prompts], device=model.device)
-    mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in prompts], device=model.device)
-    kwargs = {**kwargs, "eos_token_id": stops or None, "pad_token_id": pad, "max_new_tokens": max_new_tokens}
-    rows = model.generate(ids, attention_mask=mask, **kwargs)[:, length:].tolist()
+    rows = continue_prompts(model, prompts, stops, max_new_tokens, pad=stops[0] if stops else 0, **kwargs)
     ends = [next((place for place, token in enumerate(row) if token in stops), None) for row in rows]
-    return [(row[:end], end is not None) for row, end in zip(rows, ends)]
+    return [(row[:end], end is not None) for row, end in zip(rows, ends, strict=True)]

@@ -426,6 +426,42 @@ PRESETS = {
 }
 
 
+def _rearranged(layout, source, starts, lengths, final_end_of_text: bool = True):
+    """
+    The sequence of a [`MaskLayout`] by index arithmetic, for many spans.
+
+    Args:
+        source (`numpy.ndarray` of shape `(tokens,)`): a file.
+        starts, lengths (`Sequence[int]`): its spans, in order and not touching.
+        final_end_of_text (`bool`, defaults to `True`): whether the end of text follows the last span.
+
+    Returns:
+        `numpy.ndarray`: the sequence, in the type of `source`.
+    """
+    count, starts, lengths = len(starts), np.asarray(starts), np.asarray(lengths)
+    layout.check_holes(count)
+    masked = int(lengths.sum())
+    visible = len(source) - masked + count  # tokens and masks before the end of text
+    sequence = np.empty(visible + 2 + masked + 2 * count + final_end_of_text, dtype=source.dtype)
+    runs = np.empty(2 * count + 1, dtype=np.int64)  # lengths of what is seen and what is masked, in turn
+    runs[1::2] = lengths
+    runs[0::2] = np.diff(starts, prepend=0, append=len(source)) - np.concatenate(([0], lengths))
+    shifts = np.empty_like(runs)  # from a token's place in the source to its place in the sequence
+    before = lengths.cumsum() - lengths  # masked tokens before each span
+    numbers = np.arange(count)
+    shifts[0::2] = np.arange(count + 1) - np.concatenate((before, [masked]))
+    shifts[1::2] = visible + 2 + before + 2 * numbers + 1 - starts
+    sequence[np.arange(len(source)) + shifts.repeat(runs)] = source
+    masks, targets = np.array(layout.masks[:count]), visible + 2 + before + 2 * numbers
+    sequence[starts - before + numbers] = masks
+    sequence[visible : visible + 2] = (layout.end_of_text, layout.separator)
+    sequence[targets] = masks
+    sequence[targets + lengths + 1] = layout.end_of_span
+    if final_end_of_text:
+        sequence[-1] = layout.end_of_text
+    return sequence
+
+
 def unit_parts(token_ids, plan: UnitPlan, layout) -> list:
     """
     The ids of a unit as the sequences they are made of; their concatenation has `plan.size` tokens.
@@ -442,7 +478,7 @@ def unit_parts(token_ids, plan: UnitPlan, layout) -> list:
     if not plan.starts:
         return [source, (layout.end_of_text,)] if plan.ends else [source]
     if len(plan.starts) > MANY_SPANS:
-        return [layout.rearranged(source, plan.starts, plan.lengths, plan.ends)]
+        return [_rearranged(layout, source, plan.starts, plan.lengths, plan.ends)]
     pieces, spans, at = [], [], 0
     for start, length in zip(plan.starts, plan.lengths):
         pieces.append(source[at:start])

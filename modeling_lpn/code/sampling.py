@@ -205,7 +205,7 @@ class _Sampler:
             finished = [end or cut for end, cut in zip(finished, stop.done.tolist())]
         records = [
             {"task_id": task.task_id, "sample": number, "completion": text, "finished": end}
-            for (task, number), text, end in zip(batch, texts, finished)
+            for (task, number), text, end in zip(batch, texts, finished, strict=True)
         ]
         self.store.append(records)
         self.bar.update(len(batch) * PartialState().num_processes)
@@ -220,7 +220,7 @@ class _Sampler:
         limit, stops = self.sampling.max_new_tokens, stop_ids(self.model, self.tokenizer)
         prompts = [encode_prompt(self.model, self.tokenizer, task.context + task.prompt, limit) for task in tasks]
         rows = generate_rows(self.model, prompts, stops, limit, **kwargs)
-        texts = [decode_after(self.tokenizer, prompt, ids) for prompt, (ids, _) in zip(prompts, rows)]
+        texts = [decode_after(self.tokenizer, prompt, ids) for prompt, (ids, _) in zip(prompts, rows, strict=True)]
         return texts, [end for _, end in rows]
 
     def _fill(self, tasks, kwargs):

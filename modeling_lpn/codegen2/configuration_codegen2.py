@@ -1,7 +1,10 @@
 """CodeGen2 configuration."""
 
+import difflib
+
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
 from transformers.utils import logging
 
 
@@ -72,7 +75,7 @@ class CodeGen2Config(PreTrainedConfig):
             Whether the head shares the embedding matrix; the releases do not.
 
     Raises:
-        ValueError: where `n_head` does not divide `n_embd`, `mp_num` does not divide `n_head`, `rotary_dim` is odd or
+        ValueError: for an unknown `activation_function`; where `n_head` does not divide `n_embd`, `mp_num` does not divide `n_head`, `rotary_dim` is odd or
             larger than a head, or a `head_dim` in the file contradicts the sizes.
 
     Example:
@@ -147,6 +150,12 @@ class CodeGen2Config(PreTrainedConfig):
                 f"`head_dim` {head_dim} contradicts `n_embd / n_head` = {self.n_embd} / {self.n_head} = {size}; "
                 "remove the key or correct the sizes."
             )
+        if self.activation_function not in ACT2FN:
+            near = difflib.get_close_matches(self.activation_function, ACT2FN, n=1, cutoff=0.0)[0]
+            raise ValueError(
+                f"`activation_function` is {self.activation_function!r}, which transformers does not know; the nearest "
+                f"known one is {near!r}."
+            )
         if self.rotary_dim % 2 or not 0 < self.rotary_dim <= size:
             raise ValueError(
                 f"`rotary_dim` {self.rotary_dim} is not an even number between 2 and the head size {size}; "
@@ -207,6 +216,13 @@ class CodeGen2Config(PreTrainedConfig):
                 "CodeGen2" + name.removeprefix("CodeGen") for name in repaired["architectures"]
             ]
         shape = (repaired.get("n_layer"), repaired.get("n_embd"))
+        stated, released = repaired.get("mp_num"), RELEASED_MP_NUM.get(shape)
+        if None not in (stated, released) and stated != released:
+            logger.warning(
+                f"`mp_num` is {stated}, but the CodeGen release with (n_layer, n_embd) = {shape} has {released}. That is "
+                "right for weights that were regrouped; with released weights it gives wrong logits without an error: "
+                f"remove the key, or pass `mp_num={released}` to `from_pretrained`."
+            )
         if "mp_num" not in repaired and shape not in RELEASED_MP_NUM:
             guess = 4 if repaired.get("head_dim") is None else 8
             logger.warning(

@@ -13,7 +13,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 
@@ -45,19 +44,27 @@ class InfillFormat:
     dummy_prefix: bool = False
 
 
-_STARCODER = {"prefix": "<fim_prefix>", "suffix": "<fim_suffix>", "middle": "<fim_middle>"}
-_CODELLAMA = {"prefix": "▁<PRE>", "suffix": "▁<SUF>", "middle": "▁<MID>", "start": "<s>"}
-_CODELLAMA |= {"end_of_text": "</s>", "dummy_prefix": True}
-_QWEN = {"prefix": "<|fim_prefix|>", "suffix": "<|fim_suffix|>", "middle": "<|fim_middle|>"}
-# CodeGen2.5 has the strings of "codegen2" (and those of "starcoder") under other ids.
+# By name. The package adds other families when it is imported (`modeling_lpn/code/infill_formats.py`).
 INFILL_FORMATS = {
     "codegen2": InfillFormat(stops=("<eom>", "<|endoftext|>"), mask="<mask_{}>", separator="<sep>"),
-    "starcoder": InfillFormat(stops=("<|endoftext|>",), **_STARCODER),
-    "starcoder-spm": InfillFormat(stops=("<|endoftext|>",), suffix_first=True, **_STARCODER),
-    "codellama": InfillFormat(stops=("▁<EOT>", "</s>"), **_CODELLAMA),
-    "codellama-spm": InfillFormat(stops=("▁<EOT>", "</s>"), suffix_first=True, **_CODELLAMA),
-    "qwen2.5-coder": InfillFormat(stops=("<|endoftext|>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>"), **_QWEN),
 }
+
+
+def find_format(infill_format: "str | InfillFormat") -> InfillFormat:
+    """
+    The format of a name; a format object is its own.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    if isinstance(infill_format, InfillFormat):
+        return infill_format
+    if infill_format not in INFILL_FORMATS:
+        raise ValueError(
+            f"Unknown infill format {infill_format!r}; known are {', '.join(INFILL_FORMATS)}. For another family give "
+            "an `InfillFormat`."
+        )
+    return INFILL_FORMATS[infill_format]
 
 
 @dataclass(frozen=True)
@@ -116,7 +123,7 @@ class MaskLayout:
 
     def parts(self, pieces, spans, final_end_of_text: bool = True) -> list:
         """What a sequence is made of, in order: the given pieces and spans (of any type), and tuples of sentinels."""
-        self._check_holes(len(pieces) - 1)
+        self.check_holes(len(pieces) - 1)
         parts = [pieces[0]]
         for mask, piece in zip(self.masks, pieces[1:]):
             parts += ((mask,), piece)
@@ -124,41 +131,6 @@ class MaskLayout:
         for mask, span in zip(self.masks, spans):
             parts += ((mask,), span, (self.end_of_span,))
         return [*parts, (self.end_of_text,)] if final_end_of_text else parts
-
-    def rearranged(self, source, starts, lengths, final_end_of_text: bool = True):
-        """
-        The same sequence by index arithmetic, for many spans.
-
-        Args:
-            source (`numpy.ndarray` of shape `(tokens,)`): a file.
-            starts, lengths (`Sequence[int]`): its spans, in order and not touching.
-            final_end_of_text (`bool`, defaults to `True`): whether the end of text follows the last span.
-
-        Returns:
-            `numpy.ndarray`: the sequence, in the type of `source`.
-        """
-        count, starts, lengths = len(starts), np.asarray(starts), np.asarray(lengths)
-        self._check_holes(count)
-        masked = int(lengths.sum())
-        visible = len(source) - masked + count  # tokens and masks before the end of text
-        sequence = np.empty(visible + 2 + masked + 2 * count + final_end_of_text, dtype=source.dtype)
-        runs = np.empty(2 * count + 1, dtype=np.int64)  # lengths of what is seen and what is masked, in turn
-        runs[1::2] = lengths
-        runs[0::2] = np.diff(starts, prepend=0, append=len(source)) - np.concatenate(([0], lengths))
-        shifts = np.empty_like(runs)  # from a token's place in the source to its place in the sequence
-        before = lengths.cumsum() - lengths  # masked tokens before each span
-        numbers = np.arange(count)
-        shifts[0::2] = np.arange(count + 1) - np.concatenate((before, [masked]))
-        shifts[1::2] = visible + 2 + before + 2 * numbers + 1 - starts
-        sequence[np.arange(len(source)) + shifts.repeat(runs)] = source
-        masks, targets = np.array(self.masks[:count]), visible + 2 + before + 2 * numbers
-        sequence[starts - before + numbers] = masks
-        sequence[visible : visible + 2] = (self.end_of_text, self.separator)
-        sequence[targets] = masks
-        sequence[targets + lengths + 1] = self.end_of_span
-        if final_end_of_text:
-            sequence[-1] = self.end_of_text
-        return sequence
 
     def sequence(self, pieces, spans, final_end_of_text: bool = True) -> list[int]:
         """The whole sequence, with all spans: what the model is trained on."""
@@ -194,7 +166,7 @@ class MaskLayout:
             source += spans[token] if token in self.masks else [token]
         return source
 
-    def _check_holes(self, holes):
+    def check_holes(self, holes):
         if not 1 <= holes <= self.max_holes:
             raise ValueError(
                 f"{holes} holes; this layout has mask tokens for 1 to {self.max_holes}. "
@@ -289,13 +261,13 @@ def _flat(parts):
     return [token for part in parts for token in part]
 
 
-def infill_layout(tokenizer, infill_format: str = "codegen2") -> MaskLayout | MiddleLayout:
+def infill_layout(tokenizer, infill_format: str | InfillFormat = "codegen2") -> MaskLayout | MiddleLayout:
     """
     Looks the sentinels of a family up in a tokenizer.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): the model's tokenizer.
-        infill_format (`str`, defaults to `"codegen2"`): a key of `INFILL_FORMATS`.
+        infill_format (`str` or [`InfillFormat`], defaults to `"codegen2"`): a key of `INFILL_FORMATS`, or a format.
 
     Returns:
         [`MaskLayout`] or [`MiddleLayout`]: the layout with this tokenizer's ids.
@@ -304,9 +276,7 @@ def infill_layout(tokenizer, infill_format: str = "codegen2") -> MaskLayout | Mi
         ValueError: for an unknown format, or a sentinel the tokenizer does not have (it would silently be encoded as
             the unknown token).
     """
-    if infill_format not in INFILL_FORMATS:
-        raise ValueError(f"Unknown infill format {infill_format!r}; known are {', '.join(INFILL_FORMATS)}.")
-    names, vocab = INFILL_FORMATS[infill_format], tokenizer.get_vocab()
+    names, vocab = find_format(infill_format), tokenizer.get_vocab()
 
     def find(token):
         if token not in vocab:
@@ -461,8 +431,15 @@ class Infilling:
 
 
 def infill(
-    model, tokenizer, prefix=None, suffix=None, pieces=None, max_new_tokens=128, infill_format="codegen2", **kwargs
-):
+    model,
+    tokenizer,
+    prefix: str | Sequence[str] | None = None,
+    suffix: str | Sequence[str] | None = None,
+    pieces: Sequence[str] | Sequence[Sequence[str]] | None = None,
+    max_new_tokens: int | None = None,
+    infill_format: str | InfillFormat = "codegen2",
+    **kwargs,
+) -> "Infilling | list[Infilling]":
     """
     Writes the code that belongs between a prefix and a suffix.
 
@@ -472,10 +449,12 @@ def infill(
         prefix, suffix (`str` or `list[str]`): text before and after the hole; lists of equal lengths are a batch.
         pieces (`list[str]` or `list[list[str]]`): for several holes, the texts before, between and after them,
             instead of `prefix` and `suffix`; a list of lists is a batch, whose rows may differ in their holes.
-        max_new_tokens (`int`, defaults to 128): longest span, in tokens. A context that would grow beyond the
-            model's is cut at its ends, far from the holes.
-        infill_format (`str`, defaults to `"codegen2"`): a key of `INFILL_FORMATS`, the model's family.
-        kwargs: passed to `generate` (`do_sample`, `temperature`, `num_beams`, ...).
+        max_new_tokens (`int`, *optional*): longest span, in tokens; that of a given `generation_config`, else 128. A
+            context that would grow beyond the model's is cut at its ends, far from the holes.
+        infill_format (`str` or [`InfillFormat`], defaults to `"codegen2"`): the model's family, a key of
+            `INFILL_FORMATS`, or a format of one's own.
+        kwargs: passed to `generate`: `do_sample`, `temperature`, `num_beams`, a `generation_config`, ... Spans end at the
+            format's stops, and after one of `stop_strings`, which stays part of its span.
 
     Returns:
         [`Infilling`], or a list of them for a batch.
@@ -485,13 +464,10 @@ def infill(
             number of holes, or no room left for the source.
     """
     requests, single = _requests(prefix, suffix, pieces)
-    if kwargs.get("num_return_sequences", 1) != 1:
-        raise ValueError(
-            f"`num_return_sequences` is {kwargs['num_return_sequences']}; `infill` writes one span per hole. For "
-            "several samples repeat the prefix and the suffix in the batch, with `do_sample=True`."
-        )
+    settings = _generation_settings(model, kwargs)
+    max_new_tokens = max_new_tokens or settings.pop("max_new_tokens", None) or 128
     layout = infill_layout(tokenizer, infill_format)
-    dummy_prefix = INFILL_FORMATS[infill_format].dummy_prefix
+    dummy_prefix = find_format(infill_format).dummy_prefix
     sources = [
         _encode_request(model, tokenizer, layout, request, max_new_tokens, dummy_prefix) for request in requests
     ]
@@ -502,15 +478,21 @@ def infill(
     for hole in range(max((len(pieces) for pieces, _ in sources), default=1) - 1):
         rows = [row for row, (pieces, _) in enumerate(sources) if hole < len(pieces) - 1]
         prompts = [layout.prompt(sources[row][0], spans[row]) for row in rows]
-        for row, new in zip(rows, _generate(model, prompts, layout, max_new_tokens, kwargs)):
+        new_ids = continue_prompts(
+            model, prompts, layout.stops, max_new_tokens, pad=layout.stops[-1], tokenizer=tokenizer, **settings
+        )
+        for row, new in zip(rows, new_ids, strict=True):
             end = next((place for place, token in enumerate(new) if token in layout.control_ids), len(new))
             spans[row].append(new[:end])
             finished[row].append(end < len(new) and new[end] in layout.stops)
 
     results = []
-    for request, (_, truncated), filled, ended in zip(requests, sources, spans, finished):
+    stop_strings = settings.get("stop_strings") or ()
+    stop_strings = (stop_strings,) if isinstance(stop_strings, str) else stop_strings
+    for request, (_, truncated), filled, ended in zip(requests, sources, spans, finished, strict=True):
         texts = [_decode(tokenizer, span, dummy_prefix) for span in filled]
-        text = request[0] + "".join(written + piece for written, piece in zip(texts, request[1:]))
+        ended = [end or any(stop in text for stop in stop_strings) for end, text in zip(ended, texts, strict=True)]
+        text = request[0] + "".join(written + piece for written, piece in zip(texts, request[1:], strict=True))
         results.append(Infilling(text, tuple(texts), tuple(ended), truncated))
     return results[0] if single else results
 
@@ -560,17 +542,57 @@ def _encode_request(model, tokenizer, layout, request, max_new_tokens, dummy_pre
     return cut_around_holes(pieces, budget), True
 
 
-def _generate(model, prompts, layout, max_new_tokens, kwargs):
-    """The new ids of each prompt; prompts of different lengths are padded on the left."""
+def _generation_settings(model, kwargs: dict) -> dict:
+    """
+    The settings of `generate` with those of a given `generation_config` among them, which alone may be given together.
+
+    The stops of the layout replace those of a `generation_config`, which may end at a token that is part of a span.
+    """
+    config = kwargs.pop("generation_config", None)
+    settings = {} if config is None else config.to_diff_dict()
+    for name in ("transformers_version", "eos_token_id", "pad_token_id", "bos_token_id", "max_length"):
+        settings.pop(name, None)
+    settings |= kwargs
+    of_model = getattr(model, "generation_config", None)
+    samples = settings.get("num_return_sequences") or getattr(of_model, "num_return_sequences", None) or 1
+    if samples != 1:
+        raise ValueError(
+            f"`num_return_sequences` is {samples}; `infill` writes one span per hole. For several samples repeat the "
+            "prefix and the suffix in the batch, with `do_sample=True` and `num_return_sequences=1`."
+        )
+    return settings
+
+
+def continue_prompts(
+    model,
+    prompts: Sequence[Sequence[int]],
+    stops: Sequence[int],
+    max_new_tokens: int,
+    pad: int,
+    tokenizer=None,
+    **kwargs,
+) -> list[list[int]]:
+    """
+    Continues prompts of different lengths, padded on the left.
+
+    Args:
+        model (`PreTrainedModel`): the model.
+        prompts (`Sequence[Sequence[int]]`): token ids, none of them empty.
+        stops (`Sequence[int]`): ids that end a row; without one, no row ends before the limit.
+        max_new_tokens (`int`): the limit.
+        pad (`int`): id that fills rows.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): for `stop_strings`.
+        kwargs: passed to `generate`.
+
+    Returns:
+        `list[list[int]]`: the new ids of each prompt, the one that ended it and padding included.
+    """
     length = max(map(len, prompts))
-    pad = layout.stops[-1]
-    input_ids = torch.tensor([[pad] * (length - len(prompt)) + prompt for prompt in prompts], device=model.device)
-    attention_mask = torch.tensor(
-        [[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device
-    )
-    # Stop rules are the layout's: those of `generation_config` may end at a token that is part of a span.
-    arguments = {"eos_token_id": list(layout.stops), "pad_token_id": pad, "max_new_tokens": max_new_tokens, **kwargs}
-    arguments["return_dict_in_generate"] = False
+    ids = torch.tensor([[pad] * (length - len(row)) + list(row) for row in prompts], device=model.device)
+    mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in prompts], device=model.device)
+    if kwargs.get("stop_strings"):
+        kwargs["tokenizer"] = tokenizer
+    kwargs |= {"eos_token_id": list(stops) or None, "pad_token_id": pad, "max_new_tokens": max_new_tokens}
     with torch.no_grad():
-        output = model.generate(input_ids, attention_mask=attention_mask, **arguments)
-    return output[:, length:].tolist()
+        rows = model.generate(ids, attention_mask=mask, **{**kwargs, "return_dict_in_generate": False})
+    return rows[:, length:].tolist()

@@ -83,7 +83,7 @@ class CodeGen2Attention(nn.Module):
 
         implementation = self.config._attn_implementation
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
-        if implementation == "sdpa":
+        if implementation == "sdpa" and "cache" not in kwargs:
             attend = faster_than_sdpa(query) or attend
         dropout = self.attention_dropout if self.training else 0.0
         attended, weights = attend(
@@ -131,6 +131,7 @@ class CodeGen2PreTrainedModel(PreTrainedModel):
     _keys_to_ignore_on_load_unexpected = [r"attn\.causal_mask$", r"attn\.masked_bias$", r"attn\.bias$"]
     _supports_flash_attn = True
     _supports_sdpa = True
+    _supports_attention_backend = True
     _supports_flex_attn = True
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": CodeGen2Block, "attentions": CodeGen2Attention}
@@ -138,8 +139,23 @@ class CodeGen2PreTrainedModel(PreTrainedModel):
     # block, without the head, whose gradient is the largest tensor of a step.
     lora_target_modules = ("qkv_proj", "out_proj", "fc_in", "fc_out")
 
+    def save_pretrained(self, save_directory, **kwargs):
+        if self.is_remote_code():
+            # transformers notes the class that is saved; the folder's code has the others, for every auto class.
+            self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **_AUTO_MAP}
+        super().save_pretrained(save_directory, **kwargs)
+
 
 _KNOWN_KWARGS = {*TransformersKwargs.__annotations__, "return_dict"}
+# Continuous batching (`generate_batch`) passes these beside its paged `cache`, for transformers' attention functions.
+_PAGED_KWARGS = {"cache", "read_index", "write_index", "block_table", "logits_indices", "logits_processor_args"}
+
+
+_AUTO_MAP = {
+    "AutoModel": "modeling_codegen2.CodeGen2Model",
+    "AutoModelForCausalLM": "modeling_codegen2.CodeGen2ForCausalLM",
+    "AutoModelForSequenceClassification": "modeling_codegen2.CodeGen2ForSequenceClassification",
+}
 
 
 class CodeGen2Model(CodeGen2PreTrainedModel):
@@ -254,7 +270,8 @@ class CodeGen2Model(CodeGen2PreTrainedModel):
 
     @staticmethod
     def _refuse_unknown(kwargs):
-        if unknown := sorted(set(kwargs) - _KNOWN_KWARGS):
+        known = _KNOWN_KWARGS if kwargs.get("cache") is None else _KNOWN_KWARGS | _PAGED_KWARGS
+        if unknown := sorted(set(kwargs) - known):
             if unknown[0] == "token_type_ids":
                 raise TypeError(
                     "CodeGen2 takes no `token_type_ids` (the original code adds their word embeddings to the input, "
@@ -428,6 +445,8 @@ class CodeGen2ForCausalLM(CodeGen2PreTrainedModel, GenerationMixin):
         prefix_length=None,
         **kwargs,
     ):
+        for name in ("tokenizer", "assistant_tokenizer"):  # `generate` hands them down (for `stop_strings`)
+            kwargs.pop(name, None)
         inputs = super().prepare_inputs_for_generation(
             input_ids,
             attention_mask=attention_mask,

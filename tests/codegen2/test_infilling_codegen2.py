@@ -9,11 +9,17 @@ from cases_codegen2 import tiny_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
-from transformers import AutoTokenizer, CodeLlamaTokenizer, PreTrainedTokenizerFast, pipeline
+from transformers import AutoTokenizer, CodeLlamaTokenizer, GenerationConfig, PreTrainedTokenizerFast, pipeline
 
 from modeling_lpn import infill, infill_layout, prepare_codegen2_tokenizer, train_codegen2_tokenizer
 from modeling_lpn.code.tokenizer import codegen2_added_tokens
-from modeling_lpn.codegen2.infilling_codegen2 import INFILL_FORMATS, MaskLayout, cut_around_holes, encode_source
+from modeling_lpn.codegen2.infilling_codegen2 import (
+    INFILL_FORMATS,
+    InfillFormat,
+    MaskLayout,
+    cut_around_holes,
+    encode_source,
+)
 
 
 class Scripted(torch.nn.Module):
@@ -295,3 +301,37 @@ def test_the_released_tokenizer():
     for text in HOSTILE:
         ids = encode_source(tokenizer, text)
         assert not set(ids) & layout.control_ids and tokenizer.decode(ids) == text
+
+
+def test_several_samples_are_refused_wherever_they_are_asked_for(model, tokenizer):
+    rows = {"prefix": ["a = ", "b = "], "suffix": ["\n", "\n"], "max_new_tokens": 3}
+    several = GenerationConfig(num_return_sequences=2, do_sample=True)
+    for asked in ({"num_return_sequences": 2}, {"generation_config": several}):
+        with pytest.raises(ValueError, match="`num_return_sequences` is 2; `infill` writes one span per hole"):
+            infill(model, tokenizer, **rows, **asked)
+    model.generation_config.update(num_return_sequences=2, do_sample=True)
+    try:
+        with pytest.raises(ValueError, match="`num_return_sequences` is 2"):
+            infill(model, tokenizer, **rows)
+        assert len(infill(model, tokenizer, **rows, num_return_sequences=1)) == 2
+    finally:
+        model.generation_config.update(num_return_sequences=1, do_sample=False)
+
+
+def test_a_generation_config_and_stop_strings_are_used(model, tokenizer):
+    hole = {"prefix": "def add(a, b):", "suffix": "\n"}
+    config = GenerationConfig(max_new_tokens=5, do_sample=False, eos_token_id=[3])
+    given = infill(model, tokenizer, **hole, generation_config=config)
+    assert given == infill(model, tokenizer, **hole, max_new_tokens=5, do_sample=False)
+    if written := given.spans[0]:
+        stopped = infill(model, tokenizer, **hole, max_new_tokens=5, stop_strings=[written[0]])
+        assert (
+            stopped.spans[0].startswith(written[0]) and len(stopped.spans[0]) <= len(written) and stopped.finished[0]
+        )
+
+
+def test_a_format_object_goes_where_a_name_goes(model, tokenizer):
+    hole = {"prefix": "a = ", "suffix": "\n", "max_new_tokens": 3}
+    own = InfillFormat(stops=("<eom>", "<|endoftext|>"), mask="<mask_{}>", separator="<sep>")
+    assert infill_layout(tokenizer, own) == infill_layout(tokenizer)
+    assert infill(model, tokenizer, **hole, infill_format=own) == infill(model, tokenizer, **hole)

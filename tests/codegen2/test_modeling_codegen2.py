@@ -5,11 +5,15 @@ Small cases are in tests/reference/codegen2; CODEGEN2_REFERENCE=<folder of cases
 """
 
 import copy
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from cases_codegen2 import (
     REFERENCE,
     SIZES,
@@ -31,6 +35,7 @@ from transformers import (
     CodeGenConfig,
     CodeGenForCausalLM,
     DynamicCache,
+    GenerationConfig,
     StaticCache,
 )
 from transformers.trainer_utils import load_sharded_checkpoint
@@ -859,3 +864,50 @@ def test_half_precision_decodes_as_a_whole_pass(model):
         cache = half(ids[:, :11], attention_mask=mask[:, :11], use_cache=True).past_key_values
         step = half(ids[:, 11:], attention_mask=mask, past_key_values=cache).logits.float().softmax(-1)
     torch.testing.assert_close(step[:, 0], full[:, -1], atol=0.02, rtol=0)
+
+
+def test_continuous_batching_writes_what_generate_writes():
+    model, limit = tiny_model(), {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    prompts = [token_ids(1, length, seed=length)[0].tolist() for length in (5, 9, 7)]
+    wanted = [
+        model.generate(torch.tensor([ids]), eos_token_id=None, **limit)[0, len(ids) :].tolist() for ids in prompts
+    ]
+    settings = GenerationConfig(eos_token_id=-1, num_blocks=16, block_size=32, max_batch_tokens=64, **limit)
+    outputs = model.generate_batch(inputs=prompts, generation_config=settings, progress_bar=False)
+    assert [outputs[f"req_{row}"].generated_tokens for row in range(3)] == wanted
+    with pytest.raises(TypeError, match="no argument `read_index`"):  # what only a paged cache gives a meaning
+        model(token_ids(1, 4), read_index=[])
+
+
+def test_an_unknown_activation_is_named_with_the_nearest():
+    with pytest.raises(Exception, match="`activation_function` is 'gelu_newx'.*nearest known one is 'gelu_new'"):
+        tiny_config(activation_function="gelu_newx")
+
+
+def test_a_released_config_with_another_grouping_is_warned_of(caplog):
+    released = {"model_type": "codegen", "n_layer": 16, "n_embd": 2048, "mp_num": 4}
+    with caplog.at_level("WARNING", "transformers"):
+        transformers.logging.enable_propagation()
+        try:
+            CodeGen2Config.repair_released(released)
+            CodeGen2Config.repair_released({**released, "mp_num": 8})
+        finally:
+            transformers.logging.disable_propagation()
+    (record,) = caplog.records
+    assert "`mp_num` is 4" in record.message and "has 8" in record.message
+
+
+def test_a_saved_folder_names_the_class_of_every_auto_class(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    auto_map = json.loads((tmp_path / "config.json").read_text())["auto_map"]
+    assert {"AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoModelForSequenceClassification"} == set(auto_map)
+    code = (
+        "import sys; sys.modules['modeling_lpn'] = None\n"
+        "from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification\n"
+        f"for auto in (AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification):\n"
+        f"    print(type(auto.from_pretrained({str(tmp_path)!r}, trust_remote_code=True)).__name__)"
+    )
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    names = ["CodeGen2Model", "CodeGen2ForCausalLM", "CodeGen2ForSequenceClassification"]
+    assert result.stdout.split() == names, result.stderr
