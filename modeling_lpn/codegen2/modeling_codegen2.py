@@ -21,7 +21,6 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_codegen2 import CodeGen2Config
 from .infilling_codegen2 import infill
-from .layers_codegen2 import CodeGen2Linear, eager_attention_forward, faster_than_sdpa, rotary_angles, rotate_pairs
 from .loss_codegen2 import causal_lm_loss
 from .masking_codegen2 import build_attention_mask, positions_in_documents
 
@@ -43,6 +42,50 @@ def regroup_qkv(weight, mp_num, new_mp_num):
     return parts.reshape(3, new_mp_num, width // new_mp_num, width).transpose(0, 1).reshape(weight.shape)
 
 
+def rotary_angles(position_ids: torch.Tensor, rotary_dim: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines, `(batch, length, rotary_dim / 2)` in float32, of the base-10000 rotary embedding."""
+    # Computed anew in every forward pass: a non-persistent buffer would hold garbage after `from_pretrained`.
+    exponent = torch.arange(0, rotary_dim, 2, device=position_ids.device).float() / rotary_dim
+    angles = position_ids[..., None].float() * (1.0 / 10000**exponent)
+    return angles.cos(), angles.sin()
+
+
+def rotate_pairs(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """
+    Rotates adjacent channel pairs (2i, 2i + 1) of the first `rotary_dim` channels, in float32 as the original code.
+
+    Args:
+        states (`torch.Tensor` of shape `(..., length, head_dim)`): queries or keys.
+        cos, sin (`torch.Tensor` of shape `(..., length, rotary_dim / 2)`): see `rotary_angles`.
+
+    Returns:
+        `torch.Tensor`: contiguous, of the shape and dtype of `states`.
+    """
+    rotary_dim = 2 * cos.shape[-1]
+    even, odd = states[..., 0:rotary_dim:2], states[..., 1:rotary_dim:2]
+    rotated = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2).to(states.dtype)
+    if rotary_dim == states.shape[-1]:
+        return rotated
+    return torch.cat((rotated, states[..., rotary_dim:]), dim=-1)
+
+
+def _masked(scores, attention_mask):
+    """Scores under a mask, boolean (True where a query may look) as those of `sdpa`, or additive."""
+    if attention_mask is None:
+        return scores
+    if attention_mask.dtype == torch.bool:
+        return scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    return scores + attention_mask
+
+
+def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
+    """Attention with the scores spelled out in float32, as the original code; returns them as well."""
+    scores = torch.matmul(query.float(), key.float().transpose(2, 3)) * scaling
+    weights = _masked(scores, attention_mask).softmax(dim=-1).to(value.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
 class CodeGen2Attention(nn.Module):
     def __init__(self, config: CodeGen2Config, layer_idx: int):
         super().__init__()
@@ -59,8 +102,8 @@ class CodeGen2Attention(nn.Module):
         # to know of it; `load_state_dict`, with which Trainer resumes and loads the best model, does not, and would
         # leave q, k and v random. This way it is safe, one product makes all three, and what is saved is the
         # released layout, bit for bit.
-        self.qkv_proj = CodeGen2Linear(config.n_embd, 3 * config.n_embd, bias=False)
-        self.out_proj = CodeGen2Linear(config.n_embd, config.n_embd, bias=False)
+        self.qkv_proj = nn.Linear(config.n_embd, 3 * config.n_embd, bias=False)
+        self.out_proj = nn.Linear(config.n_embd, config.n_embd, bias=False)
         self.resid_dropout = nn.Dropout(config.resid_pdrop)
         self.register_load_state_dict_pre_hook(self._drop_released_buffers)
 
@@ -81,10 +124,7 @@ class CodeGen2Attention(nn.Module):
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
 
-        implementation = self.config._attn_implementation
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
-        if implementation == "sdpa" and "cache" not in kwargs:
-            attend = faster_than_sdpa(query) or attend
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         dropout = self.attention_dropout if self.training else 0.0
         attended, weights = attend(
             self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
@@ -97,8 +137,8 @@ class CodeGen2MLP(nn.Module):
     def __init__(self, config: CodeGen2Config):
         super().__init__()
         inner = config.n_inner if config.n_inner is not None else 4 * config.n_embd
-        self.fc_in = CodeGen2Linear(config.n_embd, inner)
-        self.fc_out = CodeGen2Linear(inner, config.n_embd)
+        self.fc_in = nn.Linear(config.n_embd, inner)
+        self.fc_out = nn.Linear(inner, config.n_embd)
         # The same function in one kernel: transformers' `gelu_new` is a chain of seven operations, each of which
         # keeps a tensor of the widest layer for the backward pass.
         fused = config.activation_function == "gelu_new"
@@ -341,7 +381,7 @@ class CodeGen2ForCausalLM(CodeGen2PreTrainedModel, GenerationMixin):
     def __init__(self, config: CodeGen2Config):
         super().__init__(config)
         self.transformer = CodeGen2Model(config)
-        self.lm_head = CodeGen2Linear(config.n_embd, config.vocab_size)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size)
         self.loss_function = causal_lm_loss
         self._set_stop_tokens()
         self.post_init()

@@ -4,12 +4,11 @@ Measures CodeGen2 against transformers' built-in `CodeGenForCausalLM`: same weig
     python recipes/benchmarks/codegen2.py --output outputs/benchmark_codegen2.json
     python recipes/benchmarks/codegen2.py --device cuda --dtypes bfloat16 --cases train-8x2048 decode-1-static-compile
 
-Each case gives both classes' medians, the time its matrix products alone take in its type or in float32 (in the same
+On a CPU this class runs with `speed_up_on_cpu` ("ours") and without it ("plain"). Each case gives the medians, the time its matrix products alone take in its type or in float32 (in the same
 run), and the peak memory of a process that runs only that case. `-last`: logits of the last token, as in `generate`.
 """
 
 import argparse
-import datetime
 import functools
 import gc
 import itertools
@@ -24,6 +23,8 @@ import torch
 from transformers import CodeGenConfig, CodeGenForCausalLM
 
 from modeling_lpn import CodeGen2Config, CodeGen2ForCausalLM
+from modeling_lpn.cpu import speed_up_on_cpu
+from modeling_lpn.runs import describe_run
 
 
 SIZES = {"vocab_size": 51200, "n_positions": 2048, "n_embd": 1024, "n_layer": 20, "n_head": 16, "rotary_dim": 32}
@@ -35,8 +36,10 @@ def make_model(which, arguments):
     sizes = SIZES | {"n_layer": arguments.layers}
     torch.set_default_dtype(getattr(torch, arguments.dtype))
     with torch.device(arguments.device):
-        ours = which == "ours"
-        return CodeGen2ForCausalLM(CodeGen2Config(**sizes)) if ours else CodeGenForCausalLM(CodeGenConfig(**sizes))
+        if which == "stock":
+            return CodeGenForCausalLM(CodeGenConfig(**sizes))
+        model = CodeGen2ForCausalLM(CodeGen2Config(**sizes))
+        return speed_up_on_cpu(model) if which == "ours" and arguments.device == "cpu" else model
 
 
 def make_step(model, case, device):
@@ -102,10 +105,14 @@ def measure_case(case, arguments):
     if not arguments.skip_memory:
         peaks = {f"{which}_peak_mb": peak_megabytes(which, case, arguments) for which in ("ours", "stock")}
         peaks["memory_ratio"] = peaks["ours_peak_mb"] / peaks["stock_peak_mb"]
-    models = {which: make_model(which, arguments) for which in ("ours", "stock")}
-    models["ours"].load_state_dict(models["stock"].state_dict())
+    whiches = ["ours", "plain", "stock"] if arguments.device == "cpu" else ["ours", "stock"]
+    models = {which: make_model(which, arguments) for which in whiches if which not in arguments.without}
+    for model in models.values():
+        model.load_state_dict(models["ours"].state_dict())
     steps = {which: make_step(model, case, arguments.device) for which, model in models.items()}
-    if case.count("-") > 1 and "last" not in case:  # against the built-in class as most people run it, too
+    if (
+        "stock" in steps and case.count("-") > 1 and "last" not in case
+    ):  # against the built-in class as most people run it, too
         steps["stock_plain"] = make_step(models["stock"], "-".join(case.split("-")[:2]), arguments.device)
     times = {which: [] for which in steps}
     for repeat in range(arguments.warm_ups + arguments.repeats):
@@ -128,6 +135,7 @@ def main(argv=None):
     parser.add_argument("--warm_ups", type=int, default=1, help="rounds before the first that counts")
     parser.add_argument("--layers", type=int, default=SIZES["n_layer"], help="fewer, for a try")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--without", nargs="*", default=[], choices=["plain", "stock"], help="models to leave out")
     parser.add_argument("--skip_memory", action="store_true")
     parser.add_argument("--memory_of", choices=["ours", "stock"], help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, default=Path("outputs/benchmark_codegen2.json"))
@@ -135,8 +143,7 @@ def main(argv=None):
     torch.set_num_threads(arguments.threads)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     machine = torch.cuda.get_device_name() if arguments.device == "cuda" else f"{arguments.threads} CPU threads"
-    result = {"command": " ".join(sys.argv), "date": datetime.date.today().isoformat(), "machine": machine}
-    result |= {"torch": torch.__version__, "sizes": SIZES | {"n_layer": arguments.layers}, "rows": []}
+    result = {**describe_run(seed=0), "machine": machine, "sizes": SIZES | {"n_layer": arguments.layers}, "rows": []}
     for dtype, case in itertools.product(arguments.dtypes, arguments.cases):
         arguments.dtype = dtype
         if arguments.memory_of:

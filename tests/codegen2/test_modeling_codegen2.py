@@ -4,7 +4,6 @@ CodeGen2: the released computation, masks, caches, loss, and what it refuses.
 Small cases are in tests/reference/codegen2; CODEGEN2_REFERENCE=<folder of cases of the original code> runs whole ones.
 """
 
-import copy
 import json
 import os
 import subprocess
@@ -41,16 +40,8 @@ from transformers import (
 from transformers.trainer_utils import load_sharded_checkpoint
 
 from modeling_lpn import CodeGen2Config, CodeGen2ForCausalLM, CodeGen2ForSequenceClassification, CodeGen2Model
-from modeling_lpn.codegen2 import layers_codegen2
-from modeling_lpn.codegen2.layers_codegen2 import (
-    CodeGen2Linear,
-    UpcastLinear,
-    rotary_angles,
-    single_query_attention_forward,
-    upcast_attention_forward,
-)
 from modeling_lpn.codegen2.loss_codegen2 import causal_lm_loss
-from modeling_lpn.codegen2.modeling_codegen2 import CodeGen2Attention
+from modeling_lpn.codegen2.modeling_codegen2 import CodeGen2Attention, rotary_angles
 
 
 GREEDY = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
@@ -778,85 +769,6 @@ def test_a_backend_without_the_mask_refuses():
         model(token_ids(2, 12), prefix_length=3)
 
 
-# Fast paths of the CPU
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("rows", [1, 4, 16, 17])
-def test_linear_layer_equals_the_plain_one(dtype, rows):
-    torch.manual_seed(0)
-    layer = CodeGen2Linear(24, 40).to(dtype)
-    inputs = torch.randn(rows, 1, 24, dtype=dtype)
-    with torch.no_grad():
-        expected = nn.functional.linear(inputs, layer.weight, layer.bias)
-        torch.testing.assert_close(layer(inputs), expected)
-        torch.testing.assert_close(layer(inputs[:, 0]), expected[:, 0])
-    layer(inputs).sum().backward()
-    assert layer.weight.grad is not None
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("has_bias", [True, False])
-def test_upcast_linear_rounds_float32_products_once(monkeypatch, dtype, has_bias):
-    monkeypatch.setattr(layers_codegen2, "UPCAST_BLOCK", 16)  # 40 outputs: two whole blocks and a part
-    torch.manual_seed(0)
-    factors = [torch.randn(20, 24), torch.randn(40, 24)] + ([torch.randn(40)] if has_bias else [])
-    half = [factor.to(dtype).requires_grad_() for factor in factors]
-    wide = [factor.detach().float().requires_grad_() for factor in half]
-    ours, plain = UpcastLinear.apply(*half, *[None] * (not has_bias)), nn.functional.linear(*wide)
-    torch.testing.assert_close(ours, plain.to(dtype))
-    grad = torch.randn(20, 40).to(dtype)
-    ours.backward(grad)
-    plain.backward(grad.float())
-    for factor, reference in zip(half, wide):
-        torch.testing.assert_close(factor.grad, reference.grad.to(dtype))
-    frozen = UpcastLinear.apply(half[0], *[factor.detach() for factor in half[1:]], *[None] * (not has_bias))
-    (grad_rows,) = torch.autograd.grad(frozen, half[0], grad)
-    assert torch.equal(grad_rows, half[0].grad)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_attention_of_a_single_query_equals_the_kernel(dtype):
-    torch.manual_seed(0)
-    query, key, value = (torch.randn(3, 2, length, 8, dtype=dtype) for length in (1, 9, 9))
-    mask = torch.ones(3, 1, 1, 9, dtype=torch.bool)
-    mask[1, ..., :4] = False
-    for given in (None, mask, torch.where(mask, 0.0, -100.0).to(dtype)):
-        ours = single_query_attention_forward(None, query, key, value, given, 0.3)[0].transpose(1, 2)
-        kernel = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=given, scale=0.3)
-        torch.testing.assert_close(ours, kernel, atol=1e-6 if dtype == torch.float32 else 0.02, rtol=0)
-
-
-@pytest.mark.parametrize("masked", [None, torch.bool, torch.bfloat16])
-def test_upcast_attention_equals_the_kernel(masked):
-    torch.manual_seed(0)
-    states = [torch.randn(3, 2, 9, 8).bfloat16().requires_grad_() for _ in range(3)]
-    mask = torch.ones(9, 9, dtype=torch.bool).tril().expand(3, 1, 9, 9)
-    masks = {None: None, torch.bool: mask, torch.bfloat16: torch.where(mask, 0.0, -100.0).bfloat16()}
-    module = tiny_model().transformer.h[0].attn  # causal where no mask is given
-    ours = upcast_attention_forward(module, *states, masks[masked], scaling=0.3)[0]
-    kernel = nn.functional.scaled_dot_product_attention(*states, attn_mask=mask, scale=0.3).transpose(1, 2)
-    assert ours.dtype == torch.bfloat16
-    torch.testing.assert_close(ours, kernel, atol=0.02, rtol=0)
-    grad = torch.randn_like(ours)
-    for got, wanted in zip(torch.autograd.grad(ours, states, grad), torch.autograd.grad(kernel, states, grad)):
-        torch.testing.assert_close(got, wanted, atol=0.05, rtol=0.05)
-
-
-@pytest.mark.parametrize("backend", [None, "eager", pytest.param("inductor", marks=pytest.mark.slow)])
-def test_half_precision_trains_as_float32(backend):
-    torch.compiler.reset()
-    wide, ids = tiny_model().train(), token_ids(4, 24)
-    wide.load_state_dict({name: weight.bfloat16() for name, weight in wide.state_dict().items()})
-    half = copy.deepcopy(wide).bfloat16()
-    forward = torch.compile(half.forward, fullgraph=True, backend=backend) if backend else half.forward
-    forward(ids, labels=ids).loss.backward()
-    wide(ids, labels=ids).loss.backward()
-    for ours, reference in zip(half.parameters(), wide.parameters()):
-        error = (ours.grad.float() - reference.grad).norm() / reference.grad.norm()
-        assert error < 0.05
-
-
 def test_half_precision_decodes_as_a_whole_pass(model):
     half, (ids, mask) = tiny_model().bfloat16(), left_padded()
     with torch.no_grad():
@@ -911,3 +823,9 @@ def test_a_saved_folder_names_the_class_of_every_auto_class(tmp_path):
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     names = ["CodeGen2Model", "CodeGen2ForCausalLM", "CodeGen2ForSequenceClassification"]
     assert result.stdout.split() == names, result.stderr
+
+
+def test_every_linear_layer_is_a_plain_one():
+    model = tiny_model()
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+    assert len(layers) == 4 * model.config.n_layer + 1 and {type(layer) for layer in layers} == {nn.Linear}
