@@ -160,7 +160,14 @@ class RecipeTrainingArguments(TrainingArguments):
         False, "Whether some parameters get no gradient in several processes."
     )
 
+    overwrite: bool = option(False, "Begin anew where an earlier run lies in output_dir.")
+    max_minutes: float | None = option(None, "Minutes after which training ends, with what it has learned until then.")
+
     def __post_init__(self):
+        if self.eval_on_start and self.eval_strategy == "no":
+            raise ValueError("`eval_on_start` is True while `eval_strategy` is no; leave one of the two out")
+        if self.max_minutes is not None and not self.max_minutes > 0:
+            raise ValueError(f"`max_minutes` is {self.max_minutes}; give a positive number of minutes")
         self.use_cpu = stay_on_cpu(self.use_cpu)
         if self.use_cpu:
             self.dataloader_pin_memory = False  # there is nothing to pin memory for, and torch warns about it

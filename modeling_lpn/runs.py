@@ -1,18 +1,21 @@
 """Records of runs, the devices they use, and their resumption: what every recipe shares."""
 
 import ctypes
+import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 
@@ -63,28 +66,157 @@ def stay_on_cpu(use_cpu: bool = False) -> bool:
     return use_cpu or launched or not torch.accelerator.is_available()
 
 
-def find_checkpoint(args: TrainingArguments) -> str | None:
+def find_checkpoint(args: TrainingArguments, overwrite: bool = False) -> str | None:
     """The checkpoint to continue from.
 
     Args:
         args (`TrainingArguments`): `resume_from_checkpoint` is a folder, `"auto"` for the last checkpoint in `output_dir`
             if there is one, or `None`.
+        overwrite (`bool`, defaults to `False`): removes the checkpoints of an earlier run, and begins anew.
 
     Returns:
         `str`, *optional*: its folder.
 
     Raises:
-        ValueError: `output_dir` holds checkpoints of an earlier run, and nothing says to continue it.
+        ValueError: `output_dir` holds an earlier run, and nothing says to continue or to replace it, or both.
     """
-    last = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
+    folder = Path(args.output_dir)
+    last = get_last_checkpoint(args.output_dir) if folder.is_dir() else None
+    if overwrite:
+        if args.resume_from_checkpoint is not None:
+            raise ValueError("--overwrite begins anew and --resume_from_checkpoint goes on; give one of the two")
+        if args.should_save and last is not None:
+            for checkpoint in folder.glob("checkpoint-*"):
+                shutil.rmtree(checkpoint)
+        return None
     if args.resume_from_checkpoint == "auto":
         return last
-    if args.resume_from_checkpoint is None and last is not None:
+    record = folder / "run.json"
+    if args.resume_from_checkpoint is None and (last is not None or record.is_file()):
+        what = f"checkpoints of an earlier run (the last: {Path(last).name})" if last else "an earlier run (run.json)"
         raise ValueError(
-            f"{args.output_dir} holds checkpoints of an earlier run (the last: {Path(last).name}); continue it with "
-            "--resume_from_checkpoint auto, or choose another --output_dir"
+            f"{args.output_dir} holds {what}; continue it with --resume_from_checkpoint auto, replace it with "
+            "--overwrite, or choose another --output_dir"
         )
     return args.resume_from_checkpoint
+
+
+def is_finished(checkpoint: str | None, args: TrainingArguments) -> bool:
+    """Whether a run to be continued has taken all its steps; says so, and what to do to go on."""
+    if checkpoint is None or not (state := Path(checkpoint, "trainer_state.json")).is_file():
+        return False
+    step = json.loads(state.read_text())["global_step"]
+    if step < args.max_steps:
+        return False
+    print(
+        f"{args.output_dir} is finished: {step} of {args.max_steps} steps are done, and nothing was changed. Raise "
+        "--max_steps to train on, or choose another --output_dir"
+    )
+    return True
+
+
+def refuse_existing(path: str | os.PathLike, overwrite: bool) -> None:
+    """
+    The rule of all recipes about results that are there already.
+
+    Raises:
+        ValueError: the file exists and may not be replaced.
+    """
+    if Path(path).exists() and not overwrite:
+        raise ValueError(
+            f"{path} is there already, from an earlier run; choose another --output_dir, or replace it with --overwrite"
+        )
+
+
+def load_pretrained(load: Callable, name: str, **settings):
+    """
+    `load(name, **settings)` of `from_pretrained` methods, with a message about the folder where there is none.
+
+    Raises:
+        FileNotFoundError: neither a folder, nor to be had from the Hub.
+    """
+    try:
+        return load(name, **settings)
+    except OSError as error:
+        if Path(name).is_dir():
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise FileNotFoundError(
+            f"there is no folder {str(name)!r}, and the Hub gives no model of that name ({reason})"
+        ) from error
+
+
+def write_results(path: str | os.PathLike, seed: int, **content) -> None:
+    """
+    Writes a results file: how it came about ([`describe_run`]), then `content`. A file that is there is replaced at once
+    or not at all.
+
+    Args:
+        path (`str` or path): the JSON file; its folder is made.
+        seed (`int`): the run's seed.
+        content: what was measured; JSON without infinities.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({**describe_run(seed), **content}, indent=1, allow_nan=False, default=str)
+    new = path.with_name(path.name + ".tmp")
+    new.write_text(text + "\n")
+    os.replace(new, path)
+
+
+# What our checks raise for a user's mistake. `KeyError` and the like are mistakes of ours and keep their traceback.
+_MISTAKES = (ValueError, TypeError, OSError, ImportError)
+_TRACEBACK = "--traceback"
+
+
+def run_recipe(main: Callable[[], None]) -> None:
+    """
+    Runs the `main` of a recipe: a user's mistake ends in its one line and exit status 2, with the traceback where
+    `--traceback` is on the command line.
+
+    Args:
+        main (`Callable`): reads `sys.argv`.
+    """
+    show = _TRACEBACK in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != _TRACEBACK]
+    try:
+        main()
+    except _MISTAKES as error:
+        if show:
+            raise
+        if os.environ.get("RANK", "0") == "0":  # one line, not one of each process
+            print(f"{Path(sys.argv[0]).name}: {error} ({_TRACEBACK} shows where)", file=sys.stderr)
+        sys.exit(2)
+
+
+class TimeBudget(TrainerCallback):
+    """
+    Says after the first steps what a training will take, and ends it at a time budget, with a checkpoint where the run
+    saves any.
+
+    Args:
+        max_minutes (`float`, *optional*): minutes of training, evaluations included; no limit if not given.
+    """
+
+    FIRST_STEPS = 20
+
+    def __init__(self, max_minutes: float | None = None):
+        self.max_minutes, self.ended, self.start, self.first = max_minutes, False, 0.0, 0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.start, self.first = time.perf_counter(), state.global_step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        elapsed, done = time.perf_counter() - self.start, state.global_step - self.first
+        if done == self.FIRST_STEPS and state.is_world_process_zero:
+            left = elapsed / done * (state.max_steps - state.global_step) / 60
+            limit = f", the budget is {self.max_minutes:g}" if self.max_minutes else ""
+            print(
+                f"{done} steps took {elapsed:.1f} s: {left:.1f} minutes for the other steps, without evaluations{limit}"
+            )
+        if self.max_minutes is not None and elapsed >= 60 * self.max_minutes and not self.ended:
+            self.ended = control.should_training_stop = True
+            control.should_save = args.save_strategy != "no"
 
 
 def end_together(accelerator) -> None:

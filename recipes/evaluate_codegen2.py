@@ -21,7 +21,8 @@ from modeling_lpn.code.corpora import load_corpus
 from modeling_lpn.code.evaluation import causal_loss, evaluate_infilling, make_infill_cases
 from modeling_lpn.code.sampling import CHECKS, SamplingConfig, check_benchmark, evaluate_benchmark
 from modeling_lpn.code.trainer import load_code_model, load_code_tokenizer
-from modeling_lpn.runs import describe_run, end_together, stay_on_cpu, use_cpu_cores
+from modeling_lpn.cpu import speed_up_on_cpu
+from modeling_lpn.runs import end_together, refuse_existing, run_recipe, stay_on_cpu, use_cpu_cores, write_results
 from modeling_lpn.sandbox.execution import require_code_execution, resolve_isolation
 
 
@@ -59,6 +60,9 @@ class EvaluationArguments:
     batch_size: int = option(32, "Sequences at a time; changes no result.")
     seed: int = option(0, "Seed of samples and spans.")
     dtype: str = option("float32", "float32, bfloat16 or auto.")
+    overwrite: bool = option(
+        False, "Replace the results of an earlier evaluation in output_dir; samples that fit are kept."
+    )
     use_cpu: bool = option(False, "Stay on the CPU where there is an accelerator.")
     num_threads: int | None = option(None, "CPU threads of a process; all cores if not given.")
 
@@ -120,14 +124,14 @@ def write(name, results, args, model) -> None:
     if spans := results[name].pop("spans", None):
         lines = "".join(json.dumps(span) + "\n" for span in spans)
         (folder / f"spans_{name.replace(':', '_')}.jsonl").write_text(lines)
-    record = {**describe_run(args.seed), "arguments": vars(args), "results": results}
-    record["num_parameters"] = None if model is None else model.num_parameters()
-    (folder / "results.json").write_text(json.dumps(record, indent=1) + "\n")
+    record = {"num_parameters": None if model is None else model.num_parameters()}
+    write_results(folder / "results.json", args.seed, arguments=vars(args), results=results, **record)
     print(name, json.dumps(results[name]["scores"]))
 
 
 def main():
     (args,) = parse_recipe([EvaluationArguments])
+    refuse_existing(Path(args.output_dir, "results.json"), args.overwrite)
     data = {name: read(name, args) for name in plan(args)}
     accelerator = Accelerator(cpu=stay_on_cpu(args.use_cpu))
     if accelerator.device.type == "cpu":
@@ -136,6 +140,7 @@ def main():
     if args.check is None:
         tokenizer = load_code_tokenizer(args.model_name_or_path)
         model = load_code_model(args.model_name_or_path, tokenizer, dtype=args.dtype).to(accelerator.device)
+        model = speed_up_on_cpu(model) if accelerator.device.type == "cpu" else model
     for name, rows in data.items():
         start = time.perf_counter()
         score = score_benchmark if name in BENCHMARKS else score_files
@@ -146,4 +151,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_recipe(main)

@@ -17,7 +17,15 @@ from transformers import AutoModel, AutoProcessor
 
 from modeling_lpn import SearchConfig, TaskStream
 from modeling_lpn.arguments import given, option, parse_recipe
-from modeling_lpn.runs import describe_run, end_together, stay_on_cpu, use_cpu_cores
+from modeling_lpn.runs import (
+    end_together,
+    load_pretrained,
+    refuse_existing,
+    run_recipe,
+    stay_on_cpu,
+    use_cpu_cores,
+    write_results,
+)
 from modeling_lpn.tasks import plots
 from modeling_lpn.tasks.arc import load_tasks
 from modeling_lpn.tasks.arguments import SearchArguments, TaskArguments, make_task
@@ -41,6 +49,7 @@ class EvaluationArguments:
     num_pictures: int = option(8, "Tasks to draw; 0 for no pictures at all.")
     num_maps: int = option(0, "Latent spaces to draw; one takes 3600 decoder evaluations.")
     attn_implementation: str = option("sdpa", "eager, sdpa or flex_attention.")
+    overwrite: bool = option(False, "Replace the results of an earlier evaluation in output_dir.")
     use_cpu: bool = option(False, "Stay on the CPU where there is an accelerator.")
     num_threads: int | None = option(None, "CPU threads of a process; all cores if not given.")
 
@@ -67,7 +76,6 @@ def summarise(output, args, task_args, search, tasks, model) -> dict:
     for row in results:  # JSON has no infinity
         row["log_prob"] = row["log_prob"] if math.isfinite(row["log_prob"]) else None
     return {
-        **describe_run(args.seed),
         "arguments": {**vars(args), **given(task_args)},
         "search": vars(search),
         "num_parameters": model.num_parameters(),
@@ -108,8 +116,7 @@ def draw(output, best, tasks, args, model, processor, search) -> None:
 def write(output, args, task_args, search, tasks, model, processor) -> None:
     folder, best = Path(args.output_dir), max(output.results, key=lambda result: result.budget)
     folder.mkdir(parents=True, exist_ok=True)
-    results = json.dumps(summarise(output, args, task_args, search, tasks, model), allow_nan=False, indent=1)
-    (folder / "results.json").write_text(results + "\n")
+    write_results(folder / "results.json", args.seed, **summarise(output, args, task_args, search, tasks, model))
     (folder / "submission.json").write_text(json.dumps(make_submission(best.predictions, tasks, fill=[[0]])) + "\n")
     if args.num_pictures:
         draw(output, best, tasks, args, model, processor, search_at_budget(search, best.budget))
@@ -121,10 +128,15 @@ def write(output, args, task_args, search, tasks, model, processor) -> None:
 
 def main():
     args, task_args, search_args = parse_recipe([EvaluationArguments, TaskArguments, SearchArguments])
+    refuse_existing(Path(args.output_dir, "results.json"), args.overwrite)
+    if wrong := [budget for budget in args.budgets if budget < 0]:
+        raise ValueError(f"`budgets` hold {wrong[0]}; a budget is a number of steps or samples, 0 or more")
     accelerator = Accelerator(cpu=stay_on_cpu(args.use_cpu))
     if accelerator.device.type == "cpu":
         use_cpu_cores(args.num_threads)
-    model = AutoModel.from_pretrained(args.model_name_or_path, attn_implementation=args.attn_implementation)
+    model = load_pretrained(
+        AutoModel.from_pretrained, args.model_name_or_path, attn_implementation=args.attn_implementation
+    )
     model = model.to(accelerator.device).eval()
     processor = AutoProcessor.from_pretrained(args.model_name_or_path)
     tasks = read_tasks(args, task_args, processor)
@@ -136,4 +148,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_recipe(main)

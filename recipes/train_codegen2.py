@@ -8,7 +8,6 @@ folder's `trainer_state.json` has every logged number; `run.json` says how the m
 """
 
 import dataclasses
-import json
 import logging
 import sys
 from pathlib import Path
@@ -31,7 +30,16 @@ from modeling_lpn.code.evaluation import make_infill_cases
 from modeling_lpn.code.packing import StreamedSequences
 from modeling_lpn.code.token_splitter import TokenSplitter
 from modeling_lpn.code.trainer import CodeTrainer, add_lora, load_code_model, load_code_tokenizer
-from modeling_lpn.runs import describe_run, end_together, find_checkpoint, use_cpu_cores
+from modeling_lpn.cpu import speed_up_on_cpu
+from modeling_lpn.runs import (
+    TimeBudget,
+    end_together,
+    find_checkpoint,
+    is_finished,
+    run_recipe,
+    use_cpu_cores,
+    write_results,
+)
 
 
 @dataclasses.dataclass
@@ -61,10 +69,11 @@ class RunArguments:
     num_threads: int | None = option(None, "CPU threads of a process; all cores if not given.")
 
 
-def build_model(run, model_args, tokenizer):
+def build_model(run, model_args, tokenizer, on_cpu: bool):
     settings = {"n_positions": run.max_length} if run.model_name_or_path is None else {}
     settings |= {"attn_implementation": run.attn_implementation, **given(model_args)}
     model = load_code_model(run.model_name_or_path, tokenizer, **settings)
+    model = speed_up_on_cpu(model) if on_cpu else model
     return add_lora(model, run.lora_r, run.lora_alpha) if run.lora_r else model
 
 
@@ -102,7 +111,7 @@ def main():
     logging.basicConfig(level=logging.INFO if args.should_log else logging.WARNING)
     if args.device.type == "cpu":
         use_cpu_cores(run.num_threads)
-    checkpoint = find_checkpoint(args)
+    checkpoint = find_checkpoint(args, args.overwrite)
     tokenizer = load_code_tokenizer(run.tokenizer_name_or_path or run.model_name_or_path)
     layout = infill_layout(tokenizer, run.infill_format)
     train_data = build_train_data(run, objective_args, args, tokenizer, layout)
@@ -110,8 +119,10 @@ def main():
         for example, _ in zip(train_data, range(run.explain)):
             print(explain(example, tokenizer, layout, run.labels, color=sys.stdout.isatty()))
         return
+    if is_finished(checkpoint, args):
+        return
     set_seed(args.seed)
-    model = build_model(run, model_args, tokenizer)
+    model = build_model(run, model_args, tokenizer, args.device.type == "cpu")
     eval_data, cases = (None, None) if args.eval_strategy == "no" else build_eval_data(run, tokenizer, layout)
     trainer = CodeTrainer(
         model=model,
@@ -123,6 +134,7 @@ def main():
         infill_cases=cases,
         infill_settings={"infill_format": run.infill_format, "max_new_tokens": run.infill_span_tokens + 1},
     )
+    trainer.add_callback(budget := TimeBudget(args.max_minutes))
     result = trainer.train(resume_from_checkpoint=checkpoint)
     last = [entry for entry in trainer.state.log_history if entry["step"] == trainer.state.global_step]
     evaluation = {name: entry[name] for entry in last for name in entry if name.startswith("eval_")}
@@ -132,10 +144,12 @@ def main():
     trainer.save_state()
     if args.should_save:
         record = {"num_parameters": model.num_parameters(), "metrics": result.metrics, "evaluation": evaluation}
+        record |= {"steps": trainer.state.global_step, "ended_by_time_budget": budget.ended}
         record["arguments"] = {**vars(run), **given(objective_args), **given(model_args), **args.to_sanitized_dict()}
-        Path(args.output_dir, "run.json").write_text(json.dumps(describe_run(args.seed) | record, indent=1) + "\n")
+        write_results(Path(args.output_dir, "run.json"), args.seed, **record)
+        print(f"evaluate it: accelerate launch recipes/evaluate_codegen2.py --model_name_or_path {args.output_dir}")
     end_together(trainer.accelerator)
 
 
 if __name__ == "__main__":
-    main()
+    run_recipe(main)

@@ -9,7 +9,6 @@ was made.
 """
 
 import dataclasses
-import json
 import logging
 from pathlib import Path
 
@@ -17,7 +16,16 @@ from transformers import AutoModel, set_seed
 
 from modeling_lpn import DataCollatorForGridTasks, LPNConfig, LPNModel, LPNProcessor, SearchConfig, TaskStream
 from modeling_lpn.arguments import given, option, parse_recipe
-from modeling_lpn.runs import describe_run, end_together, find_checkpoint, use_cpu_cores
+from modeling_lpn.runs import (
+    TimeBudget,
+    end_together,
+    find_checkpoint,
+    is_finished,
+    load_pretrained,
+    run_recipe,
+    use_cpu_cores,
+    write_results,
+)
 from modeling_lpn.tasks.arc import load_tasks
 from modeling_lpn.tasks.arguments import (
     LPNTrainingArguments,
@@ -52,9 +60,8 @@ def build_model(run, model_args):
     settings = given(model_args)
     if run.model_name_or_path is not None:
         # Settings of the recipe win over those of the checkpoint; a size that does not fit its weights is an error.
-        return AutoModel.from_pretrained(
-            run.model_name_or_path, attn_implementation=run.attn_implementation, **settings
-        )
+        settings["attn_implementation"] = run.attn_implementation
+        return load_pretrained(AutoModel.from_pretrained, run.model_name_or_path, **settings)
     return LPNModel._from_config(LPNConfig(**settings), attn_implementation=run.attn_implementation)
 
 
@@ -81,7 +88,9 @@ def main():
     logging.basicConfig(level=logging.INFO if args.should_log else logging.WARNING)
     if args.device.type == "cpu":
         use_cpu_cores(run.num_threads)
-    checkpoint = find_checkpoint(args)
+    checkpoint = find_checkpoint(args, args.overwrite)
+    if is_finished(checkpoint, args):
+        return
     set_seed(args.seed)
     model = build_model(run, model_args)
     if run.compile_layers:
@@ -103,19 +112,23 @@ def main():
         eval_search=SearchConfig(**given(search, "search_")),
         eval_budgets=run.eval_budgets,
     )
+    trainer.add_callback(budget := TimeBudget(args.max_minutes))
     result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     trainer.save_state()
     if args.should_save:
-        record = {
-            **describe_run(args.seed),
-            "num_parameters": model.num_parameters(),
-            "arguments": {**vars(run), **given(task_args), "train_search": train_search, **args.to_sanitized_dict()},
-            "metrics": result.metrics,
-        }
-        Path(args.output_dir, "run.json").write_text(json.dumps(record, indent=1) + "\n")
+        write_results(
+            Path(args.output_dir, "run.json"),
+            args.seed,
+            num_parameters=model.num_parameters(),
+            arguments={**vars(run), **given(task_args), "train_search": train_search, **args.to_sanitized_dict()},
+            metrics=result.metrics,
+            steps=trainer.state.global_step,
+            ended_by_time_budget=budget.ended,
+        )
+        print(f"evaluate it: accelerate launch recipes/evaluate_lpn.py --model_name_or_path {args.output_dir}")
     end_together(trainer.accelerator)
 
 
 if __name__ == "__main__":
-    main()
+    run_recipe(main)

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, 
 from ..codegen2.configuration_codegen2 import CodeGen2Config
 from ..codegen2.loss_codegen2 import token_losses
 from ..codegen2.modeling_codegen2 import CodeGen2ForCausalLM
+from ..runs import load_pretrained
 from .collator import OBJECTIVE_NUMBERS
 from .evaluation import evaluate_infilling
 from .objectives import IGNORE_INDEX
@@ -25,7 +26,7 @@ def load_code_tokenizer(name: str):
     Returns:
         `PreTrainedTokenizerBase`
     """
-    tokenizer = AutoTokenizer.from_pretrained(name)
+    tokenizer = load_pretrained(AutoTokenizer.from_pretrained, name)
     return prepare_codegen2_tokenizer(tokenizer) if "<mask_1>" in tokenizer.get_vocab() else tokenizer
 
 
@@ -52,7 +53,7 @@ def load_code_model(name: str | None, tokenizer, attn_implementation: str = "sdp
         config = CodeGen2Config(**{"vocab_size": len(tokenizer), "mp_num": 1, **ids, **settings})
         model = CodeGen2ForCausalLM._from_config(config, attn_implementation=attn_implementation)
     else:
-        model_type = PreTrainedConfig.get_config_dict(name)[0].get("model_type", "")
+        model_type = load_pretrained(PreTrainedConfig.get_config_dict, name)[0].get("model_type", "")
         kind = CodeGen2ForCausalLM if model_type.startswith("codegen") else AutoModelForCausalLM
         model = kind.from_pretrained(name, attn_implementation=attn_implementation, **settings)
     rows = model.get_input_embeddings().weight.shape[0]

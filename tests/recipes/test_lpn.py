@@ -232,7 +232,11 @@ def test_evaluation_of_task_files_without_answers(trained, tmp_path, monkeypatch
     solutions = {task["task_id"]: [task["test"][0]["output"]] for task in tasks}
     (tmp_path / "solutions.json").write_text(json.dumps(solutions))
     settings |= {"solutions": tmp_path / "solutions.json", "search_method": "random", "num_tasks": 2}
-    call(evaluate, monkeypatch, *flags(settings, tasks=tmp_path / "challenges.json", output_dir=tmp_path / "out"))
+    call(
+        evaluate,
+        monkeypatch,
+        *flags(settings, tasks=tmp_path / "challenges.json", output_dir=tmp_path / "out", overwrite=True),
+    )
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["num_tasks"] == 2 and len(results["results"][0]["scores"]) == 10
 
@@ -245,7 +249,7 @@ def test_training_continues_from_a_model_with_other_settings(trained, tmp_path, 
     config = AutoModel.from_pretrained(tmp_path).config
     assert (config.prior_kl_weight, config.latent_dim) == (0.5, 2)
     with pytest.raises((RuntimeError, ValueError), match="(?i)mismatch"):
-        call(train, monkeypatch, *flags(start, output_dir=tmp_path, latent_dim=3))
+        call(train, monkeypatch, *flags(start, output_dir=tmp_path, overwrite=True, latent_dim=3))
 
 
 def test_bf16_trains(tmp_path, monkeypatch):

@@ -1,0 +1,132 @@
+"""Records of runs, and the rules that all recipes share."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from transformers import AutoModel
+
+from modeling_lpn.arguments import RecipeTrainingArguments
+from modeling_lpn.runs import (
+    TimeBudget,
+    find_checkpoint,
+    is_finished,
+    load_pretrained,
+    refuse_existing,
+    run_recipe,
+    write_results,
+)
+
+
+ROOT = Path(__file__).parent.parent
+
+
+def arguments(folder, **settings):
+    return RecipeTrainingArguments(output_dir=str(folder), use_cpu=True, max_steps=10, report_to="none", **settings)
+
+
+def checkpoint(folder, step):
+    path = folder / f"checkpoint-{step}"
+    path.mkdir()
+    (path / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+    return path
+
+
+def test_a_results_file_says_how_it_came_about_and_is_whole_or_not_there(tmp_path):
+    path = tmp_path / "new" / "results.json"
+    write_results(path, 3, scores={"a": 0.5})
+    record = json.loads(path.read_text())
+    assert record["seed"] == 3 and record["scores"] == {"a": 0.5}
+    assert {"command", "date", "git_commit", "hardware", "versions"} <= set(record)
+    with pytest.raises(ValueError, match="Out of range float"):
+        write_results(path, 4, scores=float("inf"))
+    assert json.loads(path.read_text()) == record and os.listdir(path.parent) == ["results.json"]
+
+
+def test_what_is_there_is_replaced_only_when_asked(tmp_path):
+    refuse_existing(tmp_path / "results.json", overwrite=False)
+    (tmp_path / "results.json").write_text("{}")
+    refuse_existing(tmp_path / "results.json", overwrite=True)
+    with pytest.raises(ValueError, match="results.json is there already.*--overwrite"):
+        refuse_existing(tmp_path / "results.json", overwrite=False)
+
+
+def test_an_earlier_training_is_continued_or_replaced_only_when_asked(tmp_path):
+    assert find_checkpoint(arguments(tmp_path)) is None
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds an earlier run.*--resume_from_checkpoint auto.*--overwrite"):
+        find_checkpoint(arguments(tmp_path))
+    path = checkpoint(tmp_path, 4)
+    with pytest.raises(ValueError, match="the last: checkpoint-4"):
+        find_checkpoint(arguments(tmp_path))
+    resumed = arguments(tmp_path, resume_from_checkpoint="auto")
+    assert find_checkpoint(resumed) == str(path)
+    with pytest.raises(ValueError, match="give one of the two"):
+        find_checkpoint(resumed, overwrite=True)
+    assert find_checkpoint(arguments(tmp_path), overwrite=True) is None and not path.exists()
+
+
+def test_a_finished_run_is_told_from_one_that_is_not(tmp_path, capsys):
+    args = arguments(tmp_path)
+    assert not is_finished(None, args) and not is_finished(str(checkpoint(tmp_path, 4)), args)
+    assert capsys.readouterr().out == ""
+    assert is_finished(str(checkpoint(tmp_path, 10)), args)
+    assert "is finished: 10 of 10 steps are done, and nothing was changed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [({"eval_on_start": True}, "`eval_strategy` is no"), ({"max_minutes": 0.0}, "`max_minutes` is 0.0")],
+)
+def test_flags_that_exclude_each_other(tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        arguments(tmp_path, **settings)
+
+
+def test_a_missing_folder_is_called_a_missing_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for name in (str(tmp_path / "none"), "outputs/none"):
+        with pytest.raises(FileNotFoundError, match=f"there is no folder '{name}'"):
+            load_pretrained(AutoModel.from_pretrained, name)
+
+
+def test_a_mistake_ends_in_one_line_and_a_bug_in_its_traceback(monkeypatch, capsys):
+    def mistaken():
+        raise ValueError("`a` is 3; give 2")
+
+    monkeypatch.setattr(sys, "argv", ["recipes/train.py"])
+    with pytest.raises(SystemExit) as ended:
+        run_recipe(mistaken)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "train.py: `a` is 3; give 2 (--traceback shows where)\n"
+    monkeypatch.setattr(sys, "argv", ["recipes/train.py", "--traceback"])
+    with pytest.raises(ValueError, match="`a` is 3"):
+        run_recipe(mistaken)
+    with pytest.raises(KeyError):
+        run_recipe(lambda: {}["a bug"])
+
+
+@pytest.mark.parametrize("recipe", ["train_lpn", "evaluate_lpn", "train_codegen2", "evaluate_codegen2"])
+def test_every_recipe_says_a_mistake_in_one_line(recipe):
+    command = [sys.executable, f"recipes/{recipe}.py", "--model_name_or_path", "x", "--no_such_flag", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert "`no_such_flag` is no known argument" in result.stderr
+
+
+def test_a_time_budget_ends_a_run_and_says_what_it_will_take(monkeypatch, capsys):
+    clock = iter(range(0, 10_000, 10))
+    monkeypatch.setattr("modeling_lpn.runs.time.perf_counter", lambda: next(clock))
+    budget, args = TimeBudget(max_minutes=5), SimpleNamespace(save_strategy="no")
+    state, control = SimpleNamespace(global_step=0, max_steps=100, is_world_process_zero=True), SimpleNamespace()
+    budget.on_train_begin(args, state, control)
+    while not budget.ended:
+        state.global_step += 1
+        budget.on_step_end(args, state, control)
+    assert state.global_step == 30 and control.should_training_stop and not control.should_save
+    assert "20 steps took 200.0 s: 13.3 minutes for the other steps" in capsys.readouterr().out
