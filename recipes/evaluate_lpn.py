@@ -21,7 +21,7 @@ from modeling_lpn.runs import describe_run, end_together, stay_on_cpu, use_cpu_c
 from modeling_lpn.tasks import plots
 from modeling_lpn.tasks.arc import load_tasks
 from modeling_lpn.tasks.arguments import SearchArguments, TaskArguments, make_task
-from modeling_lpn.tasks.evaluation import evaluate_tasks, search_at_budget
+from modeling_lpn.tasks.evaluation import evaluate_tasks
 from modeling_lpn.tasks.generators import TASK_GENERATORS
 from modeling_lpn.tasks.latent_maps import map_latent_space
 from modeling_lpn.tasks.metrics import make_submission
@@ -69,7 +69,7 @@ def summarise(output, args, task_args, search, tasks, model) -> dict:
     return {
         **describe_run(args.seed),
         "arguments": {**vars(args), **given(task_args)},
-        "search": vars(search),
+        "search": dataclasses.asdict(search),
         "num_parameters": model.num_parameters(),
         "num_tasks": len(tasks),
         "errors": output.errors,
@@ -98,7 +98,7 @@ def draw(output, best, tasks, args, model, processor, search) -> None:
         curves = {label: [row.scores[name] for row in ordered] for label, name in lines.items()}
         figure = plots.plot_accuracy_by_budget([row.num_evaluations for row in ordered], curves)
         plots.save_figure(figure, folder / "accuracy_by_budget.png")
-    if search.method == "gradient":
+    if search.spec.follows_path:
         truths = {t["task_id"]: [pair.get("output") for pair in t["test"]] for t in drawn}
         solved = [[grids[0] for grids in best.predictions[name]] == truth for name, truth in truths.items()]
         figure = plots.plot_search([output.trajectories[name] for name in truths], solved if best.scores else None)
@@ -112,7 +112,7 @@ def write(output, args, task_args, search, tasks, model, processor) -> None:
     (folder / "results.json").write_text(results + "\n")
     (folder / "submission.json").write_text(json.dumps(make_submission(best.predictions, tasks, fill=[[0]])) + "\n")
     if args.num_pictures:
-        draw(output, best, tasks, args, model, processor, search_at_budget(search, best.budget))
+        draw(output, best, tasks, args, model, processor, search.at_budget(best.budget))
     print_table(output)
     for task_id, error in output.errors.items():
         print(f"task {task_id} failed and counts as wrong: {error}")

@@ -11,7 +11,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .configuration_lpn import LPNConfig
-from .search_lpn import SearchConfig, SearchOutput, concatenate_searches, masked_mean, search_latents
+from .search_lpn import SearchConfig, SearchOutput, concatenate_searches, search_latents, start_latents
 from .transformer_lpn import (
     DecoderChunk,
     GridPairs,
@@ -465,25 +465,26 @@ class LPNModel(LPNPreTrainedModel):
         tasks = pair_mask.nonzero()[:, 0]
         # Row r leaves out the r-th real pair; it must explain the other pairs of the same task.
         others = (tasks.unsqueeze(0) == tasks.unsqueeze(1)).fill_diagonal_(False)
-        if search.method == "all":
+        every = search.spec.in_training == "every"
+        if every:
             rows, index = others.nonzero().unbind(1)
             terms = self._log_prob_terms(latents[pair_mask][index].unsqueeze(1), self._decoder_chunks(pairs, rows))
             terms = terms.new_zeros(len(tasks), 3).index_add(0, rows, terms[:, 0]) / others.sum(1, keepdim=True)
             programs = latents[pair_mask]
         else:
             programs = self._leave_one_out(latents, pair_mask, pairs, others, search, search_noise)
-            every = torch.arange(len(tasks), device=tasks.device)
-            terms = self._log_prob_terms(programs.unsqueeze(1), self._decoder_chunks(pairs, every))[:, 0]
+            index = torch.arange(len(tasks), device=tasks.device)
+            terms = self._log_prob_terms(programs.unsqueeze(1), self._decoder_chunks(pairs, index))[:, 0]
         programs = torch.zeros_like(latents).masked_scatter(pair_mask.unsqueeze(-1), programs)
-        return self._loss(terms, pair_mask, encoded, latents, programs, all_latents=search.method == "all")
+        return self._loss(terms, pair_mask, encoded, latents, programs, all_latents=every)
 
     def _leave_one_out(self, latents, pair_mask, pairs, others, search, noise) -> torch.Tensor:
         """The program `(real pairs, latent_dim)` of every real pair, made from the others of its task."""
         tasks, positions = pair_mask.nonzero().unbind(1)
         row_mask = pair_mask[tasks] & (torch.arange(pair_mask.shape[1], device=tasks.device) != positions.unsqueeze(1))
         row_latents = latents[tasks]
-        if search.method == "mean":
-            return masked_mean(row_latents, row_mask)
+        if search.spec.in_training == "start":
+            return start_latents(row_latents, row_mask, search)[0][:, 0]
         noise = noise[pair_mask] if noise is not None else self._sample_noise(search, None, rows=len(tasks))
         rows, index = others.nonzero().unbind(1)
         return self._search(row_latents, row_mask, pairs, rows, search, noise, index).latents[:, 0]

@@ -14,8 +14,6 @@ from .metrics import compute_arc_scores
 
 
 NUM_ATTEMPTS = 2  # ARC Prize allows two answers to every test input
-BUDGET_FIELDS = {"gradient": "num_steps", "random": "num_samples"}
-UNBUDGETED = ("mean", "first", "all")  # methods that cost what they cost
 
 
 @dataclasses.dataclass
@@ -61,19 +59,12 @@ class EvaluationOutput:
     seconds: dict
 
 
-def search_at_budget(search: SearchConfig, budget: int | None) -> SearchConfig:
-    """`search` with `budget` gradient steps, or random samples; new methods get it as `max_evaluations`."""
-    if budget is None or search.method in UNBUDGETED:
-        return search
-    return dataclasses.replace(search, **{BUDGET_FIELDS.get(search.method, "max_evaluations"): budget})
-
-
 def shares_trajectory(search: SearchConfig) -> bool:
     """Whether the first k steps of a longer search are the search with k steps: nothing in a step looks ahead.
 
-    That holds for a gradient search whose learning rate does not depend on the number of steps.
+    That holds for a method that follows a path, with a learning rate that does not depend on the number of steps.
     """
-    return search.method == "gradient" and search.lr_schedule == "constant" and search.max_evaluations is None
+    return search.spec.follows_path and search.lr_schedule == "constant" and search.max_evaluations is None
 
 
 def first_steps(search: SearchOutput, num_steps: int) -> SearchOutput:
@@ -138,7 +129,7 @@ def evaluate_tasks(
         RuntimeError: Every single task failed.
     """
     search = search or SearchConfig()
-    budgets = [None] if budgets is None or search.method in UNBUDGETED else list(budgets)
+    budgets = [None] if budgets is None or search.spec.budget is None else list(budgets)
     _check_ids(tasks)
     state, start = PartialState(), time.perf_counter()
     solver = _Solver(model, processor, search, budgets, seed)
@@ -245,7 +236,9 @@ class _Solver:
         start = time.perf_counter()
         # A fresh generator for every call: the noise of a task must not depend on the batches before it.
         generator = torch.Generator(self.model.device).manual_seed(self.seed)
-        found = self.model.search(**inputs, search=search_at_budget(self.search, budget), generator=generator)
+        found = self.model.search(
+            **inputs, search=self.search if budget is None else self.search.at_budget(budget), generator=generator
+        )
         self.seconds["search"] += time.perf_counter() - start
         return found
 
@@ -283,7 +276,7 @@ def _summarise(tasks, records, budgets, search) -> EvaluationOutput:
         predictions = {record.task_id: record.grids[index] for record in solved}
         results.append(
             BudgetResult(
-                budget=getattr(search, BUDGET_FIELDS.get(search.method, ""), 0) if budget is None else budget,
+                budget=search.budget if budget is None else budget,
                 predictions=predictions,
                 scores=compute_arc_scores(predictions, solutions) if solutions else {},
                 num_evaluations=sum(record.num_evaluations[index] for record in solved) / len(solved),

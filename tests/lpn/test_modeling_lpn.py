@@ -145,7 +145,8 @@ def test_accumulation_equals_batch(method):
     """Four micro-batches of one task, each divided by four, give the gradient of the batch of four."""
     model, (demonstrations, _) = make_model(pairwise_kl_weight=0.1), make_tasks(batch=4)
     noise = torch.randn(4, 4, 8)
-    search = SearchConfig(method=method, num_steps=2, num_samples=3)
+    settings = {"random": {"num_samples": 3}, "gradient": {"num_steps": 2, "num_samples": 3}}
+    search = SearchConfig(method=method, **settings.get(method, {}))
     search_noise = torch.randn(4, 4, 3, 8)
     arguments = {"search": search, "sample_latents": True}
     loss = model(*demonstrations, latent_noise=noise, search_noise=search_noise, **arguments).loss

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel
 
 from modeling_lpn import LPNModel, SearchConfig
+from modeling_lpn.lpn.search_lpn import SEARCH_METHODS
 from modeling_lpn.lpn.transformer_lpn import GridPairs
 from modeling_lpn.tasks.flax_checkpoints import convert_config, convert_parameters, read_msgpack
 
@@ -80,7 +81,10 @@ class Case:
         settings["second_order"] = not kwargs.get("stop_gradient_latent_move", True)
         if kwargs.get("include_all_latents"):
             settings["starts"] = "mean+pairs" if kwargs.get("include_mean_latent", True) else "pairs"
-        return SearchConfig(clip="batch", **{**settings, **extra})
+        settings |= {"clip": "batch", **extra}
+        unread = {"adam": {"momentum"}, "sgd": {"beta1", "beta2"}}[settings["optimizer"]]
+        spec = SEARCH_METHODS[settings["method"]]
+        return SearchConfig(**{n: v for n, v in settings.items() if spec.is_read(n) and n not in unread})
 
 
 @cache

@@ -7,7 +7,7 @@ import torch
 
 from modeling_lpn import LPNConfig, LPNModel, LPNProcessor, PatternTask, SearchConfig, TaskStream
 from modeling_lpn.runs import describe_run
-from modeling_lpn.tasks.evaluation import evaluate_tasks, first_steps, search_at_budget, shares_trajectory
+from modeling_lpn.tasks.evaluation import evaluate_tasks, first_steps, shares_trajectory
 from modeling_lpn.tasks.latent_maps import map_latent_space
 from modeling_lpn.tasks.stream import tasks_from_stream
 
@@ -63,7 +63,7 @@ def test_a_list_of_budgets_equals_separate_searches(model, processor, search):
     together = run(model, processor, tasks, search, BUDGETS)
     assert [result.budget for result in together.results] == BUDGETS
     for result in together.results:
-        alone = run(model, processor, tasks, search_at_budget(search, result.budget))
+        alone = run(model, processor, tasks, search.at_budget(result.budget))
         assert vars(alone.results[0]) == vars(result)
         if result.budget == max(BUDGETS):
             assert alone.trajectories == together.trajectories
@@ -226,7 +226,7 @@ def test_a_map_of_more_dimensions_is_the_plane_of_the_path(processor):
     lengths = torch.from_numpy(drawn["paths"][0]).norm(dim=1)
     assert torch.allclose(lengths, (visited - visited[0]).norm(dim=1)[: len(lengths)], atol=1e-5)
     assert drawn["extent"][1] - drawn["extent"][0] == pytest.approx(drawn["extent"][3] - drawn["extent"][2])
-    with pytest.raises(ValueError, match="2 latent dimensions and a gradient search"):
+    with pytest.raises(ValueError, match="2 latent dimensions and a search that follows a path"):
         map_latent_space(model, processor, task, SearchConfig(method="mean"))
 
 
