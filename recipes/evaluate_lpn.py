@@ -128,7 +128,8 @@ def main():
     model = model.to(accelerator.device).eval()
     processor = AutoProcessor.from_pretrained(args.model_name_or_path)
     tasks = read_tasks(args, task_args, processor)
-    search = SearchConfig(**given(search_args, "search_"))
+    # The settings saved with the model, with those of the flags instead.
+    search = SearchConfig.of(model.config.search).override(**given(search_args, "search_"))
     output = evaluate_tasks(model, processor, tasks, search, args.budgets, args.batch_size, args.seed)
     if accelerator.is_main_process:
         write(output, args, task_args, search, tasks, model, processor)

@@ -1,14 +1,16 @@
 """PyTorch Latent Program Network (LPN, arXiv 2411.08706): loss, latent search and generation."""
 
+from collections.abc import Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 
 from .configuration_lpn import LPNConfig
 from .search_lpn import SearchConfig, SearchOutput, concatenate_searches, search_latents, start_latents
@@ -22,6 +24,9 @@ from .transformer_lpn import (
     length_chunks,
     pack_cells,
 )
+
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -94,13 +99,13 @@ class LPNGenerateOutput(ModelOutput):
         output_grids (`torch.LongTensor` of shape `(batch, queries, num_candidates, max_rows, max_cols)`): Zero outside.
         output_shapes (`torch.LongTensor` of shape `(batch, queries, num_candidates, 2)`): Rows and columns.
         latents (`torch.FloatTensor` of shape `(batch, queries, num_candidates, latent_dim)`): What was executed.
-        search ([`SearchOutput`], *optional*): The search behind it; `None` if latents were given.
+        search_output ([`SearchOutput`], *optional*): The search behind it; `None` if latents were given.
     """
 
     output_grids: torch.LongTensor | None = None
     output_shapes: torch.LongTensor | None = None
     latents: torch.FloatTensor | None = None
-    search: SearchOutput | None = None
+    search_output: SearchOutput | None = None
 
 
 class LPNPreTrainedModel(PreTrainedModel):
@@ -145,14 +150,14 @@ class LPNModel(LPNPreTrainedModel):
 
     ```python
     >>> import torch
-    >>> from modeling_lpn import LPNConfig, LPNModel, LPNProcessor, SearchConfig
+    >>> from modeling_lpn import LPNConfig, LPNModel, LPNProcessor
     >>> task = {"train": [{"input": [[1, 0]], "output": [[0, 1]]}, {"input": [[2, 0]], "output": [[0, 2]]}],
     ...         "test": [{"input": [[3, 0]]}]}
     >>> processor, model = LPNProcessor(), LPNModel(LPNConfig()).eval()
-    >>> output = model.generate(**processor(task), search=SearchConfig(num_steps=3), num_candidates=2)
+    >>> output = model.generate(**processor(task), num_steps=3, num_candidates=2)
     >>> output.output_shapes.shape
     torch.Size([1, 1, 2, 2])
-    >>> output.search.num_evaluations
+    >>> output.search_output.num_evaluations
     tensor([4])
 
     ```
@@ -335,24 +340,29 @@ class LPNModel(LPNPreTrainedModel):
         input_shapes: torch.Tensor,
         output_shapes: torch.Tensor,
         pair_mask: torch.Tensor | None = None,
-        search: SearchConfig | None = None,
+        search_config: SearchConfig | Mapping[str, Any] | None = None,
         sample_latents: bool = False,
         generator: torch.Generator | None = None,
+        **settings: Any,
     ) -> SearchOutput:
         r"""
         Searches the latent program that explains the demonstration pairs best (paper, section 4.2).
 
         Args:
             input_grids, output_grids, input_shapes, output_shapes, pair_mask: As in [`~LPNModel.encode`].
-            search ([`SearchConfig`], *optional*): Method and budget; the mean of the pairs' latents by default.
+            search_config ([`SearchConfig`] or `dict`, *optional*):
+                Method and settings; those saved with the model (`config.search`) by default.
             sample_latents (`bool`, defaults to `False`):
                 Start from posterior samples, as the published code does, instead of means.
             generator (`torch.Generator`, *optional*): Source of all noise; every task of the batch sees the same draws.
+            settings: Fields of [`SearchConfig`] that override those of `search_config`, as in `num_steps=3`.
 
         Returns:
             [`SearchOutput`]: Latents ranked by log-likelihood, the trajectory, and the decoder evaluations spent.
+
+        Raises `TypeError` for a misspelt setting, `ValueError` for a wrong one or if shapes do not fit together.
         """
-        search = SearchConfig(method="mean") if search is None else search
+        search = self._search_config(search_config, settings)
         demonstrations = (input_grids, output_grids, input_shapes, output_shapes)
         pairs, pair_mask = self._flatten(*demonstrations, pair_mask)
         samples = self._sample_noise(search, generator)
@@ -372,6 +382,14 @@ class LPNModel(LPNPreTrainedModel):
             rows = latents[part], pair_mask[part], pairs.take(inside), tasks[inside] - start
             found.append(self._search(*rows, search, samples))
         return found[0] if len(found) == 1 else concatenate_searches(found)
+
+    def _search_config(
+        self, given: SearchConfig | Mapping[str, Any] | None, settings: Mapping[str, Any]
+    ) -> SearchConfig:
+        """What was given, else what the model was saved with, with single settings replaced."""
+        if "search" in settings:
+            raise TypeError("`search` is no setting of a search; give the settings as `search_config`.")
+        return SearchConfig.of(self.config.search if given is None else given).override(**settings)
 
     def _search(self, latents, pair_mask, pairs, tasks, search, noise, index=None) -> SearchOutput:
         """Search over rows of latents; `tasks[k]` is the row that must explain `pairs[index[k]]`."""
@@ -416,7 +434,7 @@ class LPNModel(LPNPreTrainedModel):
         input_shapes: torch.Tensor,
         output_shapes: torch.Tensor,
         pair_mask: torch.Tensor | None = None,
-        search: SearchConfig | None = None,
+        search_config: SearchConfig | Mapping[str, Any] | None = None,
         sample_latents: bool | None = None,
         latent_noise: torch.Tensor | None = None,
         search_noise: torch.Tensor | None = None,
@@ -428,7 +446,7 @@ class LPNModel(LPNPreTrainedModel):
         Args:
             input_grids, output_grids, input_shapes, output_shapes, pair_mask: As in [`~LPNModel.encode`]; every task
                 needs two real pairs or more.
-            search ([`SearchConfig`], *optional*):
+            search_config ([`SearchConfig`] or `dict`, *optional*):
                 How the program is made from the other pairs; their mean by default. Method `"all"` decodes a pair with
                 each of the other latents and averages the losses. `second_order=True` lets gradients flow through the
                 steps of a gradient search (*Grad 1* of the paper with gradients); `init="prior"` starts from noise.
@@ -444,7 +462,8 @@ class LPNModel(LPNPreTrainedModel):
         Raises `ValueError` if a task has a single real pair, shapes do not fit together, or `second_order` meets flex
         attention.
         """
-        search = SearchConfig(method="mean") if search is None else search
+        # Not `config.search`: how a model is searched and how it is trained are two questions.
+        search = SearchConfig(method="mean") if search_config is None else SearchConfig.of(search_config)
         if search.second_order and self.config._attn_implementation == "flex_attention":
             raise ValueError(
                 "`second_order` is True and the attention implementation is 'flex_attention', which has no second "
@@ -537,9 +556,11 @@ class LPNModel(LPNPreTrainedModel):
         query_shapes: torch.Tensor,
         pair_mask: torch.Tensor | None = None,
         query_mask: torch.Tensor | None = None,
-        search: SearchConfig | None = None,
+        search_config: SearchConfig | Mapping[str, Any] | None = None,
         num_candidates: int = 1,
-        **search_kwargs,
+        sample_latents: bool = False,
+        generator: torch.Generator | None = None,
+        **settings: Any,
     ) -> LPNGenerateOutput:
         r"""
         Infers the program of the demonstration pairs by latent search and executes it on the queries.
@@ -547,19 +568,31 @@ class LPNModel(LPNPreTrainedModel):
         Args:
             input_grids, output_grids, input_shapes, output_shapes, pair_mask: As in [`~LPNModel.encode`].
             query_grids, query_shapes, query_mask, num_candidates: As in [`~LPNModel.execute`].
-            search ([`SearchConfig`], *optional*): Method and budget; the mean of the pairs' latents by default.
-            search_kwargs: `sample_latents` and `generator` of [`~LPNModel.search`].
+            search_config, sample_latents, generator, settings: As in [`~LPNModel.search`]; `generate(**inputs)` searches
+                with the settings saved with the model, `generate(**inputs, num_steps=3)` overrides one.
 
         Returns:
             [`LPNGenerateOutput`]
 
-        Raises `ValueError` for arguments whose shapes do not fit together.
+        Warns if a log-likelihood was no finite number; `search_output.num_nonfinite` counts them.
+
+        Raises `TypeError` for a misspelt setting, `ValueError` for a wrong one or if shapes do not fit together.
         """
         demonstrations = (input_grids, output_grids, input_shapes, output_shapes, pair_mask)
-        found = self.search(*demonstrations, search=search, **search_kwargs)
+        found = self.search(*demonstrations, search_config, sample_latents, generator, **settings)
+        self._warn_of_nonfinite(found)
         output = self.execute(found.latents, query_grids, query_shapes, query_mask, num_candidates, found.log_probs)
-        output.search = found
+        output.search_output = found
         return output
+
+    def _warn_of_nonfinite(self, found: SearchOutput) -> None:
+        hopeless = int((found.num_nonfinite == found.num_evaluations).sum())
+        if bad := int(found.num_nonfinite.sum()):
+            logger.warning_once(
+                f"{bad} of {int(found.num_evaluations.sum())} log-likelihoods of the search are no finite number "
+                f"(`search_output.num_nonfinite`); for {hopeless} of {len(found.num_nonfinite)} tasks none is, and the "
+                "grids of those mean nothing. Check the weights, or lower the learning rate of the search."
+            )
 
     @torch.no_grad()
     def execute(
@@ -587,7 +620,7 @@ class LPNModel(LPNPreTrainedModel):
             log_probs (`torch.FloatTensor` of shape `(batch, ranked)`, *optional*): Latents at `-inf` are left aside.
 
         Returns:
-            [`LPNGenerateOutput`] without `search`.
+            [`LPNGenerateOutput`] without `search_output`.
 
         Raises `ValueError` if `num_candidates` is below 1 or shapes do not fit together.
         """

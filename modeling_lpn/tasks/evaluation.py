@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from accelerate import PartialState
@@ -96,7 +96,7 @@ def evaluate_tasks(
     model,
     processor,
     tasks: list[dict],
-    search: SearchConfig | None = None,
+    search_config: SearchConfig | Mapping | None = None,
     budgets: Sequence[int] | None = None,
     batch_size: int = 32,
     seed: int = 0,
@@ -112,9 +112,10 @@ def evaluate_tasks(
         model ([`LPNModel`]): The model; used in evaluation mode, on the device where it is.
         processor ([`LPNProcessor`]): Turns rows into tensors and predictions into grids.
         tasks (`list[dict]`): Rows with `task_id` (each once), `train` and `test`.
-        search ([`SearchConfig`], *optional*): Settings of the search; gradient search by default.
+        search_config ([`SearchConfig`] or `dict`, *optional*): Settings of the search; those saved with the model
+            (`model.config.search`) by default.
         budgets (`Sequence[int]`, *optional*):
-            Gradient steps (or samples of a random search) to evaluate; `search` as it is if not given, or if its
+            Gradient steps (or samples of a random search) to evaluate; `search_config` as it is if not given, or if its
             method knows no budget. Where a shorter
             search is the beginning of a longer one, one search serves them all ([`shares_trajectory`]).
         batch_size (`int`, defaults to 32): Tasks solved at a time; a batch that fails is halved.
@@ -128,7 +129,7 @@ def evaluate_tasks(
         ValueError: There are no tasks, or two have the same id.
         RuntimeError: Every single task failed.
     """
-    search = search or SearchConfig()
+    search = SearchConfig.of(model.config.search if search_config is None else search_config)
     budgets = [None] if budgets is None or search.spec.budget is None else list(budgets)
     _check_ids(tasks)
     state, start = PartialState(), time.perf_counter()
@@ -237,7 +238,9 @@ class _Solver:
         # A fresh generator for every call: the noise of a task must not depend on the batches before it.
         generator = torch.Generator(self.model.device).manual_seed(self.seed)
         found = self.model.search(
-            **inputs, search=self.search if budget is None else self.search.at_budget(budget), generator=generator
+            **inputs,
+            search_config=self.search if budget is None else self.search.at_budget(budget),
+            generator=generator,
         )
         self.seconds["search"] += time.perf_counter() - start
         return found

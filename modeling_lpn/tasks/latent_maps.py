@@ -34,7 +34,9 @@ def map_latent_space(model, processor, task: dict, search: SearchConfig, resolut
         )
     inputs = processor([task], return_tensors="pt").to(model.device)
     demonstrations = {name: value for name, value in inputs.items() if not name.startswith("query")}
-    found = model.search(**demonstrations, search=search, generator=torch.Generator(model.device).manual_seed(0))
+    found = model.search(
+        **demonstrations, search_config=search, generator=torch.Generator(model.device).manual_seed(0)
+    )
     latents, scores = found.trajectory_latents[0].float(), found.trajectory_log_probs[0]
     scores = torch.where(scores.isfinite(), scores, -torch.inf)
     origin, axes = _plane_of(latents[scores.max(1).values.argmax()])

@@ -26,7 +26,7 @@ class LPNTrainer(Trainer):
             the mean of the other pairs' latents is decoded.
         train_search_from (`int`, defaults to 0): Optimiser step from which that search is used, the mean before it. The
             paper trains its ARC model so (section 5.7), since a step without search costs less.
-        eval_search ([`SearchConfig`], *optional*): Search of the evaluation; the default is gradient search.
+        eval_search ([`SearchConfig`], *optional*): Search of the evaluation; that of `model.config.search` by default.
         eval_budgets (`tuple[int]`): Budgets to evaluate; see [`evaluate_tasks`].
         kwargs: Arguments of `Trainer`; `processing_class` is an [`LPNProcessor`], `eval_dataset` a list of task rows
             (or a dict of such lists).
@@ -53,7 +53,7 @@ class LPNTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         searches = self.state.global_step >= self.train_search_from
-        outputs = model(**inputs, search=self.train_search if searches else None)
+        outputs = model(**inputs, search_config=self.train_search if searches else None)
         if model.training:
             self._count += 1
             for name, value in outputs.items():
@@ -105,7 +105,7 @@ class LPNTrainer(Trainer):
             self.accelerator.unwrap_model(self.model, keep_torch_compile=False),
             self.processing_class,
             eval_dataset,
-            search=self.eval_search,
+            search_config=self.eval_search,
             budgets=self.eval_budgets,
             batch_size=self.args.per_device_eval_batch_size,
             seed=self.args.seed,

@@ -182,7 +182,11 @@ def test_training_modes(case):
         noise = case.arrays.get("in/eps2" if search.init == "prior" else "in/eps")
         search_noise = case["in/rs_call_vectors"][:, :, 0] if search.method == "random" else None
         output = case.model(
-            *case.demonstrations, search=search, sample_latents=True, latent_noise=noise, search_noise=search_noise
+            *case.demonstrations,
+            search_config=search,
+            sample_latents=True,
+            latent_noise=noise,
+            search_noise=search_noise,
         )
         tolerance = 1e-4 if search.method == "gradient" else 1e-5
         case.close(f"call/{mode}/loss", output.loss, tolerance)
@@ -281,7 +285,7 @@ def test_gradients(mode):
     config = case.model.config
     case.model.zero_grad()
     output = case.model(
-        *case.demonstrations, search=GRADIENT_SEARCHES[mode], sample_latents=True, latent_noise=case["in/eps"]
+        *case.demonstrations, search_config=GRADIENT_SEARCHES[mode], sample_latents=True, latent_noise=case["in/eps"]
     )
     output.loss.backward()
     flax = {name.split("/", 2)[2]: name for name in recorded if name.startswith(f"grad/{mode}/")}

@@ -263,7 +263,7 @@ def hill_climb(problem, config):
     """A toy method: a random walk from the mean."""
     place = torch.where(problem.start_mask[..., :1].unsqueeze(-1), problem.starts[:, :1], 0)
     path, values = [place], [problem.log_prob(place)]
-    for step in range(config.num_samples):
+    for step in range(problem.noise.shape[1]):
         tried = path[-1] + config.std * problem.noise[:, step : step + 1]
         path.append(tried.expand_as(place))
         values.append(problem.log_prob(path[-1]))
@@ -300,7 +300,13 @@ def test_a_new_method_needs_one_line(monkeypatch):
     [
         (hill_climb, READS - {"num_samples"}, "num_samples"),  # gets no noise
         (starts_only, READS, "num_samples"),  # ignores its budget
-        (lambda problem, config: hill_climb(problem._replace(limit=None), config), READS, "num_samples"),  # overspends
+        (
+            lambda problem, config: hill_climb(
+                problem._replace(limit=None, noise=problem.noise.repeat(1, 2, 1)), config
+            ),
+            READS,
+            "num_samples",
+        ),
         (
             lambda problem, config: hill_climb(problem._replace(noise=torch.randn(1, 99, 6)), config),
             READS,

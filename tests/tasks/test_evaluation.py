@@ -85,7 +85,10 @@ def test_first_steps_ranks_as_the_search_does(model, processor):
     inputs = processor(make_tasks())
     inputs = {name: value for name, value in inputs.items() if not name.startswith("query")}
     search = SearchConfig(num_steps=9, starts="mean+pairs", lr=0.4)
-    full, short = model.search(**inputs, search=search), model.search(**inputs, search=replace(search, num_steps=4))
+    full, short = (
+        model.search(**inputs, search_config=search),
+        model.search(**inputs, search_config=replace(search, num_steps=4)),
+    )
     cut = first_steps(full, 4)
     for name in ("latents", "log_probs", "trajectory_latents", "trajectory_log_probs", "num_evaluations"):
         assert torch.equal(torch.nan_to_num(cut[name]), torch.nan_to_num(short[name])), name
@@ -212,7 +215,7 @@ def test_latent_map_shows_the_log_likelihood_and_the_way_to_the_best(model, proc
     side = torch.linspace(low, high, 7)
     corner = model.log_prob(torch.tensor([[[side[6], side[1]]]]), **inputs)  # column 6, row 1
     assert drawn["log_probs"][1, 6] == pytest.approx(corner.item(), abs=1e-4)
-    found = model.search(**inputs, search=search)
+    found = model.search(**inputs, search_config=search)
     assert drawn["paths"][0][-1].tolist() == pytest.approx(found.latents[0, 0].tolist())
 
 
@@ -222,7 +225,7 @@ def test_a_map_of_more_dimensions_is_the_plane_of_the_path(processor):
     task, search = make_tasks(1)[0], SearchConfig(num_steps=2, lr=0.5)  # two steps lie in a plane
     drawn = map_latent_space(model, processor, task, search, resolution=5)
     inputs = {name: value for name, value in processor([task]).items() if not name.startswith("query")}
-    visited = model.search(**inputs, search=search).trajectory_latents[0, 0]
+    visited = model.search(**inputs, search_config=search).trajectory_latents[0, 0]
     lengths = torch.from_numpy(drawn["paths"][0]).norm(dim=1)
     assert torch.allclose(lengths, (visited - visited[0]).norm(dim=1)[: len(lengths)], atol=1e-5)
     assert drawn["extent"][1] - drawn["extent"][0] == pytest.approx(drawn["extent"][3] - drawn["extent"][2])

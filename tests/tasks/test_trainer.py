@@ -144,7 +144,9 @@ def test_every_component_is_logged_as_its_mean(tmp_path):
 def test_search_begins_at_the_given_step(tmp_path, monkeypatch):
     model, search, seen = tiny_model(), SearchConfig(method="gradient", num_steps=1), []
     forward = model.forward
-    monkeypatch.setattr(model, "forward", lambda **inputs: (seen.append(inputs["search"]), forward(**inputs))[1])
+    monkeypatch.setattr(
+        model, "forward", lambda **inputs: (seen.append(inputs["search_config"]), forward(**inputs))[1]
+    )
     trainer_of(model, tmp_path, train_search=search, train_search_from=3).train()
     assert seen == [None, None, None, search]
 
