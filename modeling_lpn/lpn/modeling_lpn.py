@@ -13,7 +13,14 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput, logging
 
 from .configuration_lpn import LPNConfig
-from .search_lpn import SearchConfig, SearchOutput, concatenate_searches, search_latents, start_latents
+from .search_lpn import (
+    SearchConfig,
+    SearchOutput,
+    concatenate_searches,
+    rank_by_scores,
+    search_latents,
+    start_latents,
+)
 from .transformer_lpn import (
     DecoderChunk,
     GridPairs,
@@ -375,12 +382,15 @@ class LPNModel(LPNPreTrainedModel):
         tasks = pair_mask.nonzero()[:, 0]
         # Clipping over the batch ties the tasks together; otherwise a few at a time give the same result.
         width = len(latents) if search.clip == "batch" else search.chunk_size or len(latents)
+        if search.rank_by == "leave_one_out":  # as many searches at a time as tasks and pairs
+            width = max(1, width // pair_mask.shape[1]) if search.chunk_size else width
         found = []
         for start in range(0, len(latents), width):
             part = slice(start, start + width)
             inside = (tasks >= start) & (tasks < start + width)
             rows = latents[part], pair_mask[part], pairs.take(inside), tasks[inside] - start
-            found.append(self._search(*rows, search, samples))
+            ranked = self._search if search.rank_by == "fit" else self._search_and_leave_one_out
+            found.append(ranked(*rows, search, samples))
         return found[0] if len(found) == 1 else concatenate_searches(found)
 
     def _search_config(
@@ -391,14 +401,60 @@ class LPNModel(LPNPreTrainedModel):
             raise TypeError("`search` is no setting of a search; give the settings as `search_config`.")
         return SearchConfig.of(self.config.search if given is None else given).override(**settings)
 
-    def _search(self, latents, pair_mask, pairs, tasks, search, noise, index=None) -> SearchOutput:
+    def _search_and_leave_one_out(self, latents, pair_mask, pairs, tasks, search, noise) -> SearchOutput:
+        """A search on all pairs, ranked by what searches without one pair reached on it; see `SearchConfig.rank_by`."""
+        plain, num_pairs = search.override(rank_by="fit"), pair_mask.sum(1)
+        folded, limit = num_pairs > 1, None
+        if search.max_evaluations is not None:
+            share = search.max_evaluations // (num_pairs + 1)
+            folded = folded & (share > 0)
+            limit = torch.where(folded, share, search.max_evaluations)
+        found = self._search(latents, pair_mask, pairs, tasks, plain, noise, limit=limit)
+        left_out = folded[tasks].nonzero()[:, 0]
+        if not len(left_out):
+            return found
+        # Row r leaves out pair `left_out[r]`; it must explain the other pairs of its task.
+        owner, positions = (pair_mask & folded.unsqueeze(1)).nonzero().unbind(1)
+        places = torch.arange(pair_mask.shape[1], device=tasks.device)
+        row_mask = pair_mask[owner] & (places != positions.unsqueeze(1))
+        others = (owner.unsqueeze(1) == tasks) & (
+            torch.arange(len(tasks), device=tasks.device) != left_out.unsqueeze(1)
+        )
+        rows, index = others.nonzero().unbind(1)
+        row_limit = None if limit is None else limit[owner]
+        folds = self._search(latents[owner], row_mask, pairs, rows, plain, noise, index, row_limit)
+        scores = found.trajectory_scores.clone()
+        scores[folded] = 0.0
+        steps = folds.trajectory_scores.shape[1:]
+        held_out = (
+            self._score_left_out(folds.trajectory_latents, pairs, left_out, search) / num_pairs[owner, None, None]
+        )
+        scores[:, : steps[0], : steps[1]].index_add_(0, owner, held_out)
+        found.num_evaluations = found.num_evaluations.index_add(0, owner, folds.num_evaluations)
+        return rank_by_scores(found, scores)
+
+    @torch.no_grad()
+    def _score_left_out(self, latents, pairs, left_out, search) -> torch.Tensor:
+        """Log-likelihood `(rows, starts, steps + 1)` of `pairs[left_out]` under visited latents of these rows."""
+        flat, width = latents.flatten(1, 2), max(1, (search.chunk_size or latents[0, ..., 0].numel()) // len(latents))
+        with self._for_search(search):
+            chunks = self._decoder_chunks(pairs, left_out)
+            values = [self._log_prob_terms(part, chunks).sum(-1) for part in flat.split(width, 1)]
+        return torch.cat(values, 1).view(latents.shape[:-1])
+
+    def _search(self, latents, pair_mask, pairs, tasks, search, noise, index=None, limit=None) -> SearchOutput:
         """Search over rows of latents; `tasks[k]` is the row that must explain `pairs[index[k]]`."""
         index = torch.arange(len(tasks), device=tasks.device) if index is None else index
         with self._for_search(search):
             with nullcontext() if search.second_order else torch.no_grad():
                 chunks = self._decoder_chunks(pairs, index)
             return search_latents(
-                lambda candidates: self._evidence(candidates, tasks, chunks), latents, pair_mask, search, noise=noise
+                lambda candidates: self._evidence(candidates, tasks, chunks),
+                latents,
+                pair_mask,
+                search,
+                noise=noise,
+                limit=limit,
             )
 
     @contextmanager
@@ -464,6 +520,11 @@ class LPNModel(LPNPreTrainedModel):
         """
         # Not `config.search`: how a model is searched and how it is trained are two questions.
         search = SearchConfig(method="mean") if search_config is None else SearchConfig.of(search_config)
+        if search.rank_by != "fit":
+            raise ValueError(
+                f"`rank_by` is {search.rank_by!r} in the search of the training loss, which leaves pairs out itself; "
+                "leave `rank_by` out."
+            )
         if search.second_order and self.config._attn_implementation == "flex_attention":
             raise ValueError(
                 "`second_order` is True and the attention implementation is 'flex_attention', which has no second "
@@ -586,7 +647,7 @@ class LPNModel(LPNPreTrainedModel):
         return output
 
     def _warn_of_nonfinite(self, found: SearchOutput) -> None:
-        hopeless = int((found.num_nonfinite == found.num_evaluations).sum())
+        hopeless = int((~found.log_probs[:, 0].isfinite()).sum())
         if bad := int(found.num_nonfinite.sum()):
             logger.warning_once(
                 f"{bad} of {int(found.num_evaluations.sum())} log-likelihoods of the search are no finite number "

@@ -24,9 +24,11 @@ CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
     "clip": {"task": ("max_grad_norm",), "batch": ("max_grad_norm",), "none": ()},
     "starts": {"mean": (), "pairs": (), "mean+pairs": ()},
     "init": {"encoder": (), "prior": ()},
+    "rank_by": {"fit": (), "leave_one_out": ()},
 }
 LEAST = {"num_steps": 0, "num_samples": 0, "max_evaluations": 1, "chunk_size": 1}
 POSITIVE = ("std", "lr", "max_grad_norm", "lr_schedule_exponent")
+NOT_NEGATIVE = ("prior_weight",)
 BELOW_ONE = ("beta1", "beta2", "momentum")
 KINDS: dict[Any, tuple[tuple[type, ...], str]] = {
     int: ((int,), "a whole number"),
@@ -72,6 +74,19 @@ class SearchConfig:
         second_order (`bool`, defaults to `False`):
             Whether the gradient of the result flows through the search steps (training only). If not, it flows to the
             start as if the search had added a constant.
+        prior_weight (`float`, defaults to 0.0):
+            Pull towards the prior N(0, I): the search maximises, and ranks by, the log-likelihood of the demonstrations
+            minus `prior_weight / 2 * |latent| ** 2` (with 1 the posterior; the constant of the log-prior is left out).
+        rank_by (`str`, defaults to `"fit"`):
+            What decides among the visited latents. `"fit"`: what the search maximised, on all pairs. `"leave_one_out"`:
+            how well the same search generalises when it has come as far. For each of the `n` real pairs of a task the
+            search is repeated with the other pairs only (their latents, their log-likelihood, the same noise), and every
+            latent on its way is scored by the log-likelihood of the pair left out. A latent that the search on all pairs
+            visited ranks by the mean of these scores at the same place of the `n` repetitions (same sample, same step),
+            which is cross-validated stopping. It needs `starts="mean"`, so that places correspond, and costs `n` further
+            decoder evaluations for each visited latent (`n - 1` pairs fitted and one scored, `n` times); they count in
+            `num_evaluations` and against `max_evaluations`. A task with one pair, or without budget for `n + 1`
+            evaluations, ranks by fit.
         max_evaluations (`int`, *optional*):
             Hard limit on decoder evaluations of one task; lowers steps or samples. A task with more starts than that
             takes the first of them, the mean before the pairs.
@@ -108,6 +123,8 @@ class SearchConfig:
     starts: str = "mean"
     init: str = "encoder"
     second_order: bool = False
+    prior_weight: float = 0.0
+    rank_by: str = "fit"
     max_evaluations: int | None = None
     chunk_size: int | None = None
 
@@ -131,6 +148,11 @@ class SearchConfig:
             given.intersection_update(name for name in given.copy() if getattr(self, name) != self._default_of(name))
         for name in sorted(given):
             self._check_read(name)
+        if self.rank_by == "leave_one_out" and self.starts != "mean":
+            raise ValueError(
+                f"search setting `rank_by` is 'leave_one_out' and `starts` is {self.starts!r}: without one pair there are "
+                "other starts to compare; set `starts` to 'mean' or `rank_by` to 'fit'."
+            )
 
     def _default_of(self, name: str) -> Any:
         return self.spec.defaults.get(name, type(self).__dataclass_fields__[name].default)
@@ -154,6 +176,8 @@ class SearchConfig:
             raise ValueError(f"{wrong}use {LEAST[name]} or more.")
         if name in POSITIVE and not value > 0:
             raise ValueError(f"{wrong}use a positive number.")
+        if name in NOT_NEGATIVE and value < 0:
+            raise ValueError(f"{wrong}use 0 or more.")
         if name in BELOW_ONE and not 0 <= value < 1:
             raise ValueError(f"{wrong}use a number in [0, 1).")
 
@@ -240,23 +264,28 @@ def _check_names(settings: Mapping[str, Any], names: list[str]) -> None:
 @dataclass
 class SearchOutput(ModelOutput):
     r"""
-    Result of a latent search. Latents are ranked best first; ties keep the order of the search (start by start, step by
-    step), and a non-finite log-likelihood ranks last.
+    Result of a latent search. Latents are ranked best first by their score; ties keep the order of the search (start by
+    start, step by step), and what is not finite ranks last. The score is the log-likelihood unless
+    `SearchConfig.prior_weight` or `rank_by` say otherwise.
 
     Args:
         latents (`torch.FloatTensor` of shape `(batch, ranked, latent_dim)`): All visited latents, best first.
         log_probs (`torch.FloatTensor` of shape `(batch, ranked)`): Their log-likelihoods; `-inf` where not finite.
+        scores (`torch.FloatTensor` of shape `(batch, ranked)`): What they are ranked by; `-inf` where not finite.
         trajectory_latents (`torch.FloatTensor` of shape `(batch, starts, steps + 1, latent_dim)`): In search order.
         trajectory_log_probs (`torch.FloatTensor` of shape `(batch, starts, steps + 1)`):
             As evaluated, not-finite values included; `nan` for starts that a task does not have.
+        trajectory_scores (`torch.FloatTensor` of shape `(batch, starts, steps + 1)`): The same of the scores.
         num_evaluations (`torch.LongTensor` of shape `(batch,)`): Decoder evaluations spent on each task.
         num_nonfinite (`torch.LongTensor` of shape `(batch,)`): How many of them gave `nan` or an infinity.
     """
 
     latents: torch.Tensor | None = None
     log_probs: torch.Tensor | None = None
+    scores: torch.Tensor | None = None
     trajectory_latents: torch.Tensor | None = None
     trajectory_log_probs: torch.Tensor | None = None
+    trajectory_scores: torch.Tensor | None = None
     num_evaluations: torch.Tensor | None = None
     num_nonfinite: torch.Tensor | None = None
 
@@ -390,17 +419,31 @@ def rank_visited(latents: torch.Tensor, log_probs: torch.Tensor, counted: torch.
     The result of a search method, sorted: latents `(batch, starts, steps + 1, latent_dim)`, log_probs and counted (which
     of them the task really has and paid for) `(batch, starts, steps + 1)`.
     """
-    finite = log_probs.isfinite()
-    scores = torch.where(counted & finite, log_probs, -torch.inf).flatten(1)
-    ranked_scores, order = scores.sort(dim=1, descending=True, stable=True)
-    ranked = latents.flatten(1, 2).gather(1, order.unsqueeze(-1).expand(-1, -1, latents.shape[-1]))
-    return SearchOutput(
-        latents=ranked,
-        log_probs=ranked_scores,
+    visited = SearchOutput(
         trajectory_latents=latents,
         trajectory_log_probs=torch.where(counted, log_probs, torch.nan),
         num_evaluations=counted.flatten(1).sum(1),
-        num_nonfinite=(counted & ~finite).flatten(1).sum(1),
+        num_nonfinite=(counted & ~log_probs.isfinite()).flatten(1).sum(1),
+    )
+    return rank_by_scores(visited, visited.trajectory_log_probs)
+
+
+def rank_by_scores(found: SearchOutput, scores: torch.Tensor) -> SearchOutput:
+    """`found`, ranked by scores `(batch, starts, steps + 1)` of its trajectory instead."""
+    log_probs, latents = found.trajectory_log_probs, found.trajectory_latents
+    scores = torch.where(log_probs.isnan(), torch.nan, scores)
+    log_probs = torch.where(log_probs.isfinite(), log_probs, -torch.inf).flatten(1)
+    usable = torch.where(scores.isfinite() & found.trajectory_log_probs.isfinite(), scores, -torch.inf)
+    ranked, order = usable.flatten(1).sort(dim=1, descending=True, stable=True)
+    return SearchOutput(
+        latents=latents.flatten(1, 2).gather(1, order.unsqueeze(-1).expand(-1, -1, latents.shape[-1])),
+        log_probs=log_probs.gather(1, order),
+        scores=ranked,
+        trajectory_latents=latents,
+        trajectory_log_probs=found.trajectory_log_probs,
+        trajectory_scores=scores,
+        num_evaluations=found.num_evaluations,
+        num_nonfinite=found.num_nonfinite,
     )
 
 
@@ -509,13 +552,15 @@ class SearchMethod:
 
 
 _ALWAYS_READ = frozenset({"init", "chunk_size"})
-_READ_BY_SEARCH = _ALWAYS_READ | {"starts", "num_samples", "std", "max_evaluations"}
+_READ_BY_SEARCH = _ALWAYS_READ | {"starts", "num_samples", "std", "max_evaluations", "prior_weight", "rank_by"}
 _READ_BY_ASCENT = {"num_steps", "lr", "lr_schedule", "lr_schedule_exponent", "clip", "max_grad_norm", "second_order"}
 
 SEARCH_METHODS: dict[str, SearchMethod] = {
     "mean": SearchMethod(starts_only, _ALWAYS_READ, starts="mean", in_training="start"),
     "first": SearchMethod(starts_only, _ALWAYS_READ, starts="first", in_training="start"),
-    "all": SearchMethod(starts_only, _ALWAYS_READ | {"max_evaluations"}, starts="pairs", in_training="every"),
+    "all": SearchMethod(
+        starts_only, _ALWAYS_READ | {"max_evaluations", "prior_weight"}, starts="pairs", in_training="every"
+    ),
     "random": SearchMethod(random_search, _READ_BY_SEARCH, budget="num_samples", defaults={"num_samples": 100}),
     "gradient": SearchMethod(
         gradient_search,
@@ -551,7 +596,13 @@ def search_latents(
 
     Returns:
         [`SearchOutput`]
+
+    Raises `ValueError` if `config.rank_by` is not `"fit"`.
     """
+    if config.rank_by != "fit":
+        raise ValueError(
+            f"search setting `rank_by` is {config.rank_by!r}, which needs the pairs one by one; `LPNModel.search` does it."
+        )
     starts, start_mask = start_latents(latents, pair_mask, config)
     if limit is None and config.max_evaluations is not None:
         limit = torch.full_like(start_mask[:, 0], config.max_evaluations, dtype=torch.long)
@@ -562,8 +613,25 @@ def search_latents(
         num_samples = min(num_samples, int(limit.max()) - 1)
     if noise is None:
         noise = _draw_noise(starts, num_samples, generator)
-    problem = SearchProblem(log_prob, starts, start_mask, noise[:, :num_samples], limit)
-    return config.spec.function(problem, config)
+    objective = _with_prior(log_prob, config.prior_weight)
+    problem = SearchProblem(objective, starts, start_mask, noise[:, :num_samples], limit)
+    return _without_prior(config.spec.function(problem, config), config.prior_weight)
+
+
+def _with_prior(log_prob: LogProb, weight: float) -> LogProb:
+    """The log-likelihood and `weight` times the log-density of N(0, I), up to a constant."""
+    if not weight:
+        return log_prob
+    return lambda latents: log_prob(latents) - 0.5 * weight * latents.float().square().sum(-1)
+
+
+def _without_prior(found: SearchOutput, weight: float) -> SearchOutput:
+    """What a method maximised stays as scores, and the log-likelihoods are those of the data alone again."""
+    if weight:
+        found.log_probs = found.scores + 0.5 * weight * found.latents.float().square().sum(-1)
+        prior = 0.5 * weight * found.trajectory_latents.float().square().sum(-1)
+        found.trajectory_log_probs = found.trajectory_scores + prior
+    return found
 
 
 def concatenate_searches(outputs: list[SearchOutput]) -> SearchOutput:
@@ -572,7 +640,12 @@ def concatenate_searches(outputs: list[SearchOutput]) -> SearchOutput:
     def join(name):
         tensors = [output[name] for output in outputs]
         sizes = [max(lengths) for lengths in zip(*(tensor.shape[1:] for tensor in tensors))]
-        fill = {"log_probs": -torch.inf, "trajectory_log_probs": torch.nan}.get(name, 0)
+        fill = {
+            "log_probs": -torch.inf,
+            "scores": -torch.inf,
+            "trajectory_log_probs": torch.nan,
+            "trajectory_scores": torch.nan,
+        }.get(name, 0)
         joined = tensors[0].new_full((sum(map(len, tensors)), *sizes), fill)
         for part, tensor in zip(joined.split([len(tensor) for tensor in tensors]), tensors):
             part[tuple(slice(length) for length in tensor.shape)] = tensor
@@ -588,6 +661,7 @@ __all__ = [
     "SearchOutput",
     "SearchProblem",
     "concatenate_searches",
+    "rank_by_scores",
     "rank_visited",
     "search_latents",
     "start_latents",

@@ -9,7 +9,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
-from ..lpn.search_lpn import SearchConfig, SearchOutput
+from ..lpn.search_lpn import SearchConfig, SearchOutput, rank_by_scores
 from .metrics import compute_arc_scores
 
 
@@ -77,19 +77,16 @@ def first_steps(search: SearchOutput, num_steps: int) -> SearchOutput:
     Returns:
         [`SearchOutput`]: ranked by the rules of the search itself: best first, ties in search order, non-finite last.
     """
-    latents = search.trajectory_latents[:, :, : num_steps + 1]  # (batch, starts, num_steps + 1, latent_dim)
     log_probs = search.trajectory_log_probs[:, :, : num_steps + 1]
-    scores = torch.where(log_probs.isfinite(), log_probs, -torch.inf).flatten(1)
-    scores, order = scores.sort(dim=1, descending=True, stable=True)
-    order = order.unsqueeze(-1).expand(-1, -1, latents.shape[-1])
-    num_starts = search.num_evaluations // search.trajectory_log_probs.shape[2]
-    return SearchOutput(
-        latents=latents.flatten(1, 2).gather(1, order),
-        log_probs=scores,
-        trajectory_latents=latents,
+    cost = search.num_evaluations // search.trajectory_log_probs.shape[2]  # of one step of all starts
+    cut = SearchOutput(
+        trajectory_latents=search.trajectory_latents[
+            :, :, : num_steps + 1
+        ],  # (batch, starts, num_steps + 1, latent_dim)
         trajectory_log_probs=log_probs,
-        num_evaluations=num_starts * log_probs.shape[2],
+        num_evaluations=cost * log_probs.shape[2],
     )
+    return rank_by_scores(cut, search.trajectory_scores[:, :, : num_steps + 1])
 
 
 def evaluate_tasks(

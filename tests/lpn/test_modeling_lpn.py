@@ -93,6 +93,8 @@ SEARCHES = {
     "gradient": SearchConfig(num_steps=3, starts="mean+pairs", num_samples=2),
     "gradient_pairs": SearchConfig(num_steps=4, starts="pairs", max_evaluations=7, lr_schedule="cosine"),
     "prior": SearchConfig(num_steps=2, starts="pairs", init="prior"),
+    "leave_one_out": SearchConfig(num_steps=3, num_samples=2, rank_by="leave_one_out", max_evaluations=17),
+    "leave_one_out_random": SearchConfig(method="random", num_samples=5, rank_by="leave_one_out"),
 }
 
 
@@ -117,8 +119,8 @@ def test_task_does_not_depend_on_batch_mates_or_padding(name):
     together = generate(slice(None), 5, mask)
     for task in range(4):
         single = generate(slice(task, task + 1), int(mask[task].sum()), None)
-        count = int(single.search_output.num_evaluations[0])
-        assert count == int(together.search_output.num_evaluations[task])
+        assert single.search_output.num_evaluations[0] == together.search_output.num_evaluations[task]
+        count = int(single.search_output.log_probs[0].isfinite().sum())
         assert close(single.search_output.log_probs[0, :count], together.search_output.log_probs[task, :count], 1e-4)
         assert together.search_output.log_probs[task, count:].isneginf().all()
         assert close(single.search_output.latents[0, 0], together.search_output.latents[task, 0], 1e-4)
@@ -379,3 +381,41 @@ def test_weights_that_give_no_numbers_are_reported(caplog, monkeypatch):
     assert output.search_output.num_nonfinite.tolist() == output.search_output.num_evaluations.tolist() == [2, 2, 2]
     assert "6 of 6 log-likelihoods of the search are no finite number" in caplog.text
     assert "for 3 of 3 tasks none is" in caplog.text
+
+
+def test_leave_one_out_ranks_by_what_searches_without_a_pair_reach_on_it():
+    model, (demonstrations, _) = make_model(), make_tasks(batch=2, num_pairs=3)
+    config = SearchConfig(num_steps=4, lr=0.5, num_samples=2, prior_weight=0.1)
+    noise = {"generator": torch.Generator().manual_seed(0)}
+    plain = model.search(*demonstrations, search_config=config, **noise)
+    found = model.search(
+        *demonstrations, search_config=config, rank_by="leave_one_out", generator=noise["generator"].manual_seed(0)
+    )
+    expected = torch.zeros(2, 3, 5)
+    for pair in range(3):
+        kept, held_out = [0, 1, 2][:pair] + [0, 1, 2][pair + 1 :], slice(pair, pair + 1)
+        fold = model.search(
+            *(tensor[:, kept] for tensor in demonstrations),
+            search_config=config,
+            generator=noise["generator"].manual_seed(0),
+        )
+        visited = fold.trajectory_latents.flatten(1, 2)
+        values = model.log_prob(visited, *(tensor[:, held_out] for tensor in demonstrations))
+        expected += values.detach().view(2, 3, 5) / 3
+    assert close(found.trajectory_scores, expected, 1e-4)
+    assert close(found.trajectory_latents, plain.trajectory_latents, 1e-5)
+    best = expected.flatten(1).argmax(1)
+    assert close(found.latents[:, 0], plain.trajectory_latents.flatten(1, 2)[[0, 1], best], 1e-5)
+    assert close(found.log_probs[:, 0], plain.trajectory_log_probs.flatten(1)[[0, 1], best], 1e-4)
+    assert found.num_evaluations.tolist() == (4 * plain.num_evaluations).tolist() == [60, 60]
+    # Budget: 23 pays for 5 visited latents four times; a task with one pair has nothing to leave out.
+    limited = SearchConfig(num_steps=9, rank_by="leave_one_out", max_evaluations=23)
+    assert model.search(*demonstrations, search_config=limited).num_evaluations.tolist() == [20, 20]
+    assert model.search(*demonstrations, search_config=limited, max_evaluations=3).num_evaluations.tolist() == [3, 3]
+    single = [tensor[:, :1] for tensor in demonstrations]
+    assert torch.equal(
+        model.search(*single, search_config=limited).latents,
+        model.search(*single, search_config=limited, rank_by="fit").latents,
+    )
+    with pytest.raises(ValueError, match="leaves pairs out itself"):
+        model(*demonstrations, search_config=limited)

@@ -259,6 +259,32 @@ def test_each_task_pays_for_the_starts_it_can():
     assert torch.equal(only.latents[:, 0], starts[:, 0])  # the mean comes first
 
 
+@pytest.mark.parametrize("method", [name for name in SEARCH_METHODS if SEARCH_METHODS[name].is_read("prior_weight")])
+def test_a_pull_towards_the_prior(method):
+    config = config_of(method, prior_weight=0.5)
+    found = run(config)
+
+    def objective(latents):
+        return Counter()(latents) - 0.25 * latents.square().sum(-1)
+
+    finite = found.scores.isfinite()
+    assert torch.allclose(found.scores[finite], objective(found.latents)[finite], atol=1e-4)
+    assert torch.allclose(found.log_probs[finite], Counter()(found.latents)[finite], atol=1e-4)
+    assert (found.scores.diff(dim=1).nan_to_num(-1.0) <= 0).all()
+    by_hand = run(config_of(method), log_prob=objective)
+    assert torch.allclose(found.latents, by_hand.latents) and torch.allclose(found.scores, by_hand.log_probs)
+    if SEARCH_METHODS[method].follows_path:  # the maximum of the sum: 4 of 5 parts of the way
+        found = run(SearchConfig(num_steps=300, lr=0.05, prior_weight=0.5))
+        assert torch.allclose(found.latents[:, 0], 0.8 * TARGETS[:, 0], atol=0.02)
+
+
+def test_leave_one_out_is_the_models_business_and_starts_at_the_mean():
+    with pytest.raises(ValueError, match="needs the pairs one by one"):
+        run(SearchConfig(rank_by="leave_one_out"))
+    with pytest.raises(ValueError, match="`starts` is 'pairs': without one pair"):
+        SearchConfig(rank_by="leave_one_out", starts="pairs")
+
+
 def hill_climb(problem, config):
     """A toy method: a random walk from the mean."""
     place = torch.where(problem.start_mask[..., :1].unsqueeze(-1), problem.starts[:, :1], 0)
@@ -273,7 +299,7 @@ def hill_climb(problem, config):
     return rank_visited(visited, torch.stack(values, 2), counted < limit)
 
 
-READS = frozenset({"num_samples", "std", "max_evaluations", "chunk_size", "init"})
+READS = frozenset({"num_samples", "std", "max_evaluations", "chunk_size", "init", "prior_weight"})
 
 
 def properties(method):

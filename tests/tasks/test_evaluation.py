@@ -55,6 +55,7 @@ def run(model, processor, tasks, search, budgets=None, **kwargs):
         SearchConfig(lr=0.5, optimizer="sgd", momentum=0.5, starts="mean+pairs"),
         SearchConfig(lr=0.3, num_samples=2, starts="pairs", clip="none"),
         SearchConfig(lr=0.3, lr_schedule="cosine"),
+        SearchConfig(lr=0.3, rank_by="leave_one_out", prior_weight=0.1),
         SearchConfig(method="random"),
     ],
 )
