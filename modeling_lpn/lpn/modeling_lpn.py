@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -115,6 +115,17 @@ class LPNGenerateOutput(ModelOutput):
     search_output: SearchOutput | None = None
 
 
+class Demonstrations(NamedTuple):
+    """
+    The demonstration pairs of a batch, checked: `pairs` are the real ones without their task axis, `tasks` `(real pairs,)`
+    says whose each is, `pair_mask` `(batch, pairs)` where it was.
+    """
+
+    pairs: GridPairs
+    tasks: torch.Tensor
+    pair_mask: torch.Tensor
+
+
 class LPNPreTrainedModel(PreTrainedModel):
     """Weights, loading and saving of LPN models."""
 
@@ -212,13 +223,19 @@ class LPNModel(LPNPreTrainedModel):
 
         Raises `ValueError` if shapes of the arguments do not fit together.
         """
-        pairs, pair_mask = self._flatten(input_grids, output_grids, input_shapes, output_shapes, pair_mask)
+        demonstrations = self._demonstrations(input_grids, output_grids, input_shapes, output_shapes, pair_mask)
+        return self._encode(demonstrations, sample_latents, latent_noise)
+
+    def _encode(
+        self, demonstrations: Demonstrations, sample_latents: bool, latent_noise: torch.Tensor | None
+    ) -> LPNEncoderOutput:
+        pairs, _, pair_mask = demonstrations
         lengths = torch.stack([pairs.input_shapes.prod(-1), pairs.output_shapes.prod(-1)], -1)
         chunks = self._length_chunks(lengths)
         encoded = [self.encoder(*pairs.take(chunk)) for chunk in chunks]
         place = pair_mask.flatten().nonzero()[:, 0][torch.cat(chunks)]
 
-        def scatter(values):
+        def scatter(values: list[torch.Tensor]) -> torch.Tensor:
             flat = torch.cat(values)
             blank = flat.new_zeros(pair_mask.numel(), flat.shape[-1])
             return blank.index_copy(0, place, flat).view(*pair_mask.shape, -1)
@@ -230,8 +247,15 @@ class LPNModel(LPNPreTrainedModel):
             latents = mean + (0.5 * logvar).exp() * latent_noise * pair_mask.unsqueeze(-1)
         return LPNEncoderOutput(latents=latents, latent_mean=mean, latent_logvar=logvar)
 
-    def _flatten(self, input_grids, output_grids, input_shapes, output_shapes, pair_mask):
-        """The real pairs without their task axis, and the mask."""
+    def _demonstrations(
+        self,
+        input_grids: torch.Tensor,
+        output_grids: torch.Tensor,
+        input_shapes: torch.Tensor,
+        output_shapes: torch.Tensor,
+        pair_mask: torch.Tensor | None,
+    ) -> Demonstrations:
+        """The real pairs, once it is sure that the model can read them."""
         if input_grids.dim() != 4 or output_grids.dim() != 4:
             raise ValueError(
                 f"`input_grids` and `output_grids` have shapes {tuple(input_grids.shape)} and "
@@ -257,7 +281,31 @@ class LPNModel(LPNPreTrainedModel):
                 f"task {task} of the batch has no demonstration pair in `pair_mask`; leave such tasks out."
             )
         pairs = GridPairs(*(t[pair_mask] for t in (input_grids, output_grids, input_shapes, output_shapes)))
-        return pairs, pair_mask
+        self._check_grids("input", pairs.input_grids, pairs.input_shapes)
+        self._check_grids("output", pairs.output_grids, pairs.output_shapes)
+        return Demonstrations(pairs, pair_mask.nonzero()[:, 0], pair_mask)
+
+    def _check_grids(self, side: str, grids: torch.Tensor, shapes: torch.Tensor) -> None:
+        """Raises `ValueError` where grids `(count, rows, cols)` have cells or shapes that the model has no embedding for."""
+        if not len(grids):
+            return
+        config = self.config
+        # One transfer from the device for all that is checked.
+        least, rows, cols, darkest, brightest = torch.stack(
+            [shapes.min(), shapes[:, 0].max(), shapes[:, 1].max(), grids.min(), grids.max()]
+        ).tolist()
+        limits = min(config.max_rows, grids.shape[1]), min(config.max_cols, grids.shape[2])
+        if least < 1 or rows > limits[0] or cols > limits[1]:
+            raise ValueError(
+                f"`{side}_shapes` reach from {least} to {rows} rows and {cols} columns, but `{side}_grids` holds "
+                f"{grids.shape[1]} x {grids.shape[2]} cells and the model reads 1 x 1 to {config.max_rows} x "
+                f"{config.max_cols}; leave such tasks out (`LPNProcessor` names them) or train a larger model."
+            )
+        if darkest < 0 or brightest >= config.vocab_size:
+            raise ValueError(
+                f"`{side}_grids` holds colours from {darkest} to {brightest}; the model knows 0 to "
+                f"{config.vocab_size - 1} (`vocab_size`), in the padding too: map the others, and pad with 0."
+            )
 
     def _length_chunks(self, lengths: torch.Tensor) -> list[torch.Tensor]:
         """A kernel launch costs as much as some hundred tokens on a CPU, and as many thousands on a GPU."""
@@ -285,8 +333,7 @@ class LPNModel(LPNPreTrainedModel):
         Returns:
             `torch.FloatTensor` of shape `(batch, candidates)`, in float32 and differentiable.
         """
-        pairs, pair_mask = self._flatten(input_grids, output_grids, input_shapes, output_shapes, pair_mask)
-        tasks = pair_mask.nonzero()[:, 0]
+        pairs, tasks, _ = self._demonstrations(input_grids, output_grids, input_shapes, output_shapes, pair_mask)
         chunks = self._decoder_chunks(pairs, torch.arange(len(tasks), device=tasks.device))
         return self._evidence(latents, tasks, chunks)
 
@@ -370,16 +417,15 @@ class LPNModel(LPNPreTrainedModel):
         Raises `TypeError` for a misspelt setting, `ValueError` for a wrong one or if shapes do not fit together.
         """
         search = self._search_config(search_config, settings)
-        demonstrations = (input_grids, output_grids, input_shapes, output_shapes)
-        pairs, pair_mask = self._flatten(*demonstrations, pair_mask)
+        demonstrations = self._demonstrations(input_grids, output_grids, input_shapes, output_shapes, pair_mask)
+        pairs, tasks, pair_mask = demonstrations
         samples = self._sample_noise(search, generator)
         noise = self._pair_noise(pair_mask.shape[1], generator) if sample_latents or search.init == "prior" else None
         if search.init == "prior":
             latents = noise.expand(pair_mask.shape[0], -1, -1)
         else:
             with torch.no_grad():
-                latents = self.encode(*demonstrations, pair_mask, sample_latents, noise).latents
-        tasks = pair_mask.nonzero()[:, 0]
+                latents = self._encode(demonstrations, sample_latents, noise).latents
         # Clipping over the batch ties the tasks together; otherwise a few at a time give the same result.
         width = len(latents) if search.clip == "batch" else search.chunk_size or len(latents)
         if search.rank_by == "leave_one_out":  # as many searches at a time as tasks and pairs
@@ -530,19 +576,18 @@ class LPNModel(LPNPreTrainedModel):
                 "`second_order` is True and the attention implementation is 'flex_attention', which has no second "
                 "derivative; load the model with `attn_implementation='sdpa'` or 'eager'."
             )
-        demonstrations = (input_grids, output_grids, input_shapes, output_shapes)
-        pairs, pair_mask = self._flatten(*demonstrations, pair_mask)
+        demonstrations = self._demonstrations(input_grids, output_grids, input_shapes, output_shapes, pair_mask)
+        pairs, tasks, pair_mask = demonstrations
         if int(pair_mask.sum(1).min()) < 2:
             raise ValueError(
                 f"task {int(pair_mask.sum(1).argmin())} of the batch has a single demonstration pair; leave-one-out "
                 "training explains each pair by the others and needs two or more. Leave such tasks out."
             )
         sample_latents = self.training if sample_latents is None else sample_latents
-        encoded = self.encode(*demonstrations, pair_mask, sample_latents, latent_noise)
+        encoded = self._encode(demonstrations, sample_latents, latent_noise)
         latents = encoded.latents
         if search.init == "prior":
             latents = torch.randn_like(latents) if latent_noise is None else latent_noise
-        tasks = pair_mask.nonzero()[:, 0]
         # Row r leaves out the r-th real pair; it must explain the other pairs of the same task.
         others = (tasks.unsqueeze(0) == tasks.unsqueeze(1)).fill_diagonal_(False)
         every = search.spec.in_training == "every"
@@ -696,6 +741,7 @@ class LPNModel(LPNPreTrainedModel):
         if query_mask is None:
             query_mask = torch.ones(query_grids.shape[:2], dtype=torch.bool, device=query_grids.device)
         tasks, inputs, shapes = query_mask.nonzero()[:, 0], query_grids[query_mask], query_shapes[query_mask]
+        self._check_grids("query", inputs, shapes)
         usable = torch.ones_like(latents[..., 0], dtype=torch.bool) if log_probs is None else log_probs.isfinite()
         outputs = []
         ranks = torch.zeros(len(tasks), num_candidates, dtype=torch.long, device=tasks.device)

@@ -1,6 +1,7 @@
 """Solves a list of tasks by latent search and scores the answers, at one or several search budgets."""
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 
@@ -147,6 +148,69 @@ def evaluate_tasks(
     output = _summarise(tasks, records, budgets, search)
     output.seconds = {"total": time.perf_counter() - start, **solver.seconds}
     return output
+
+
+@dataclasses.dataclass
+class SearchChoice:
+    """Result of [`choose_search`].
+
+    Args:
+        search_config ([`SearchConfig`]): The best of the candidates, at its best budget.
+        rows (`list[dict]`): For every candidate and budget its settings (`search`), `scores`, `num_evaluations`, `log_prob`.
+    """
+
+    search_config: SearchConfig
+    rows: list[dict]
+
+
+def search_grid(base: SearchConfig, **values: Sequence) -> list[SearchConfig]:
+    """Every combination of settings, each over `base`: `search_grid(base, lr=[0.1, 0.3], prior_weight=[0.0, 0.01])`."""
+    combinations = itertools.product(*values.values())
+    return [base.override(**dict(zip(values, combination))) for combination in combinations]
+
+
+def choose_search(
+    model,
+    processor,
+    tasks: list[dict],
+    candidates: Sequence[SearchConfig | Mapping],
+    budgets: Sequence[int] | None = None,
+    **kwargs,
+) -> SearchChoice:
+    """Chooses the search settings of a model on validation tasks, which must be none of the tasks it is judged on.
+
+    The first attempt decides (`top_1_strict_task_accuracy`), then its pixels, then the fewer decoder evaluations. Write
+    the choice into `model.config.search` (`choice.search_config.to_dict()`) and save the model with it.
+
+    Args:
+        model ([`LPNModel`]): The model.
+        processor ([`LPNProcessor`]): Its processor.
+        tasks (`list[dict]`): Rows with known test outputs.
+        candidates (`Sequence[SearchConfig]`): Settings to compare; [`search_grid`] makes them.
+        budgets (`Sequence[int]`, *optional*): Budgets to compare for each of them; see [`evaluate_tasks`].
+        kwargs: `batch_size`, `seed` and `progress` of [`evaluate_tasks`].
+
+    Returns:
+        [`SearchChoice`]
+
+    Raises:
+        ValueError: There are no candidates, or no test output is known.
+    """
+    ranked = []
+    for search in map(SearchConfig.of, candidates):
+        for result in evaluate_tasks(model, processor, tasks, search, budgets, **kwargs).results:
+            if not result.scores:
+                raise ValueError(
+                    "no test output of the validation tasks is known; give tasks with answers to choose by"
+                )
+            at_budget = search if budgets is None else search.at_budget(result.budget)
+            quality = (result.scores["top_1_strict_task_accuracy"], result.scores["top_1_pixel_accuracy"])
+            row = {name: getattr(result, name) for name in ("scores", "num_evaluations", "log_prob")}
+            ranked.append((*quality, -result.num_evaluations, at_budget, {"search": at_budget.to_dict(), **row}))
+    if not ranked:
+        raise ValueError("there are no `candidates` to choose from; give at least one `SearchConfig`")
+    best = max(ranked, key=lambda entry: entry[:3])
+    return SearchChoice(best[3], [entry[4] for entry in ranked])
 
 
 def _check_ids(tasks) -> None:

@@ -419,3 +419,29 @@ def test_leave_one_out_ranks_by_what_searches_without_a_pair_reach_on_it():
     )
     with pytest.raises(ValueError, match="leaves pairs out itself"):
         model(*demonstrations, search_config=limited)
+
+
+def test_grids_that_the_model_cannot_read_are_explained():
+    model, (demonstrations, (queries, query_shapes)) = make_model(), make_tasks()
+    inputs, outputs, input_shapes, output_shapes = demonstrations
+    bright, dark = inputs.clone(), outputs.clone()
+    bright[0, 0, 0, 0], dark[0, 0, 0, 0] = 10, -1
+    with pytest.raises(ValueError, match="`input_grids` holds colours from 0 to 10; the model knows 0 to 9"):
+        model(bright, outputs, input_shapes, output_shapes)
+    with pytest.raises(ValueError, match="`output_grids` holds colours from -1 to 9"):
+        model.encode(inputs, dark, input_shapes, output_shapes)
+    large = torch.nn.functional.pad(queries, (0, 4))
+    for shapes, grids in ((query_shapes + torch.tensor([0, 4]), large), (query_shapes + 4, queries)):
+        with pytest.raises(ValueError, match="`query_shapes` reach from .* the model reads 1 x 1 to 6 x 5"):
+            model.generate(*demonstrations, grids, shapes, method="mean")
+    with pytest.raises(ValueError, match="`output_shapes` reach from 0 "):
+        model.log_prob(torch.zeros(3, 1, 8), inputs, outputs, input_shapes, output_shapes * 0)
+
+
+def test_demonstrations_are_made_and_checked_once(monkeypatch):
+    model, (demonstrations, queries) = make_model(), make_tasks()
+    calls, original = [], model._demonstrations
+    monkeypatch.setattr(model, "_demonstrations", lambda *args: calls.append(1) or original(*args))
+    model.generate(*demonstrations, *queries, num_steps=1)
+    model(*demonstrations)
+    assert len(calls) == 2

@@ -203,8 +203,8 @@ def run_search(case, prefix, latents, noise=None):
         demonstrations, latents = tuple(tensor[:1] for tensor in case.demonstrations), latents[:1]
     else:
         demonstrations = case.demonstrations
-    pairs, mask = case.model._flatten(*demonstrations, None)
-    return case.model._search(latents, mask, pairs, mask.nonzero()[:, 0], search, noise)
+    pairs, tasks, mask = case.model._demonstrations(*demonstrations, None)
+    return case.model._search(latents, mask, pairs, tasks, search, noise)
 
 
 def compare_search(case, prefix, found):
@@ -240,9 +240,9 @@ def test_generation(case):
             noise = case.arrays.get("in/eps2" if search.init == "prior" else "in/eps")
             encoded = case.model.encode(*case.demonstrations, sample_latents=True, latent_noise=noise)
             latents = noise if search.init == "prior" else encoded.latents
-            pairs, mask = case.model._flatten(*case.demonstrations, None)
+            pairs, tasks, mask = case.model._demonstrations(*case.demonstrations, None)
             samples = case["in/rs_vectors_gen"][:, 0] if search.method == "random" else None
-            found = case.model._search(latents.detach(), mask, pairs, mask.nonzero()[:, 0], search, samples)
+            found = case.model._search(latents.detach(), mask, pairs, tasks, search, samples)
             case.close(f"{prefix}/context", found.latents[:, 0], 1e-4)
             output = case.model.execute(found.latents, *case.queries)
         compare_grids(case, prefix, output, 1)

@@ -7,7 +7,7 @@ import torch
 
 from modeling_lpn import LPNConfig, LPNModel, LPNProcessor, PatternTask, SearchConfig, TaskStream
 from modeling_lpn.runs import describe_run
-from modeling_lpn.tasks.evaluation import evaluate_tasks, first_steps, shares_trajectory
+from modeling_lpn.tasks.evaluation import choose_search, evaluate_tasks, first_steps, search_grid, shares_trajectory
 from modeling_lpn.tasks.latent_maps import map_latent_space
 from modeling_lpn.tasks.stream import tasks_from_stream
 
@@ -239,3 +239,39 @@ def test_a_run_is_described():
     assert record["seed"] == 7 and record["versions"]["torch"] == torch.__version__
     assert {"command", "date", "git_commit", "hardware"} <= set(record)
     assert record["hardware"]["processes"] == 1
+
+
+def test_search_settings_are_chosen_on_validation_tasks(model, processor):
+    """One candidate solves a task by construction: its own answer is the truth."""
+    tasks, search = make_tasks(4), SearchConfig(lr=0.5)
+    candidates = search_grid(search, prior_weight=[0.0, 5.0], rank_by=["fit", "leave_one_out"])
+    assert [c.to_dict() for c in candidates[1:3]] == [
+        {"lr": 0.5, "prior_weight": 0.0, "rank_by": "leave_one_out"},
+        {"lr": 0.5, "prior_weight": 5.0, "rank_by": "fit"},
+    ]
+    answers = run(model, processor, tasks, candidates[2], [6]).results[0].predictions
+    solved = copy.deepcopy(tasks)
+    for task in solved:
+        for pair, attempts in zip(task["test"], answers[task["task_id"]]):
+            pair["output"] = attempts[0]
+    choice = choose_search(model, processor, solved, candidates, [0, 6], progress=False)
+    assert len(choice.rows) == 8
+    best = max(row["scores"]["top_1_strict_task_accuracy"] for row in choice.rows)
+    equal = [row for row in choice.rows if row["scores"]["top_1_strict_task_accuracy"] == best]
+    chosen = next(row for row in choice.rows if row["search"] == choice.search_config.to_dict())
+    assert best == 1.0 and chosen in equal
+    assert chosen["num_evaluations"] == min(row["num_evaluations"] for row in equal)
+    with pytest.raises(ValueError, match="no `candidates` to choose from"):
+        choose_search(model, processor, solved, [], progress=False)
+    hidden = [{**task, "test": [{"input": pair["input"]} for pair in task["test"]]} for task in tasks]
+    with pytest.raises(ValueError, match="no test output of the validation tasks is known"):
+        choose_search(model, processor, hidden, candidates, progress=False)
+
+
+def test_evaluation_searches_as_the_model_says(processor):
+    model = LPNModel(LPNConfig(max_rows=8, max_cols=8, latent_dim=2, search={"num_steps": 3, "lr": 0.5})).eval()
+    tasks = make_tasks(2)
+    assert run(model, processor, tasks, None).results[0].num_evaluations == 4
+    assert run(model, processor, tasks, {"method": "mean"}).results[0].num_evaluations == 1
+    saved, given = run(model, processor, tasks, None, [2]), run(model, processor, tasks, SearchConfig(lr=0.5), [2])
+    assert saved.trajectories == given.trajectories
