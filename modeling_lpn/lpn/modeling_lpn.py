@@ -66,10 +66,6 @@ class LPNOutput(ModelOutput):
         grid_loss: Cross-entropy of the cells, mean over the cells of the output grid, in nats.
         prior_kl: KL divergence of the posterior to N(0, I), summed over the latent dimensions.
         pairwise_kl: Mean KL divergence between the posteriors of two different pairs of a task.
-        latent_mean_average, latent_logvar_average, latent_mean_norm: Averages of the posterior's parameters.
-        latent_norm, latent_cosine, latent_distance: Norm of the pairs' latents; cosine and distance between two of a task.
-        program_norm, program_cosine, program_distance: The same of the latents that were decoded, after the search.
-        program_latent_distance: Distance from the decoded latent to the latent of the pair that was left out.
         latents, latent_mean, latent_logvar: As in [`LPNEncoderOutput`].
         programs (`torch.FloatTensor` of shape `(batch, pairs, latent_dim)`): Latent that was decoded for every pair.
     """
@@ -81,16 +77,6 @@ class LPNOutput(ModelOutput):
     grid_loss: torch.FloatTensor | None = None
     prior_kl: torch.FloatTensor | None = None
     pairwise_kl: torch.FloatTensor | None = None
-    latent_mean_average: torch.FloatTensor | None = None
-    latent_logvar_average: torch.FloatTensor | None = None
-    latent_mean_norm: torch.FloatTensor | None = None
-    latent_norm: torch.FloatTensor | None = None
-    latent_cosine: torch.FloatTensor | None = None
-    latent_distance: torch.FloatTensor | None = None
-    program_norm: torch.FloatTensor | None = None
-    program_cosine: torch.FloatTensor | None = None
-    program_distance: torch.FloatTensor | None = None
-    program_latent_distance: torch.FloatTensor | None = None
     latents: torch.FloatTensor | None = None
     latent_mean: torch.FloatTensor | None = None
     latent_logvar: torch.FloatTensor | None = None
@@ -590,8 +576,7 @@ class LPNModel(LPNPreTrainedModel):
             latents = torch.randn_like(latents) if latent_noise is None else latent_noise
         # Row r leaves out the r-th real pair; it must explain the other pairs of the same task.
         others = (tasks.unsqueeze(0) == tasks.unsqueeze(1)).fill_diagonal_(False)
-        every = search.spec.in_training == "every"
-        if every:
+        if search.spec.in_training == "every":
             rows, index = others.nonzero().unbind(1)
             terms = self._log_prob_terms(latents[pair_mask][index].unsqueeze(1), self._decoder_chunks(pairs, rows))
             terms = terms.new_zeros(len(tasks), 3).index_add(0, rows, terms[:, 0]) / others.sum(1, keepdim=True)
@@ -601,7 +586,7 @@ class LPNModel(LPNPreTrainedModel):
             index = torch.arange(len(tasks), device=tasks.device)
             terms = self._log_prob_terms(programs.unsqueeze(1), self._decoder_chunks(pairs, index))[:, 0]
         programs = torch.zeros_like(latents).masked_scatter(pair_mask.unsqueeze(-1), programs)
-        return self._loss(terms, pair_mask, encoded, latents, programs, all_latents=every)
+        return self._loss(terms, pair_mask, encoded, latents, programs)
 
     def _leave_one_out(self, latents, pair_mask, pairs, others, search, noise) -> torch.Tensor:
         """The program `(real pairs, latent_dim)` of every real pair, made from the others of its task."""
@@ -614,7 +599,14 @@ class LPNModel(LPNPreTrainedModel):
         rows, index = others.nonzero().unbind(1)
         return self._search(row_latents, row_mask, pairs, rows, search, noise, index).latents[:, 0]
 
-    def _loss(self, terms, pair_mask, encoded, latents, programs, all_latents) -> LPNOutput:
+    def _loss(
+        self,
+        terms: torch.Tensor,
+        pair_mask: torch.Tensor,
+        encoded: LPNEncoderOutput,
+        latents: torch.Tensor,
+        programs: torch.Tensor,
+    ) -> LPNOutput:
         """Log-probability terms `(real pairs, 3)` -> the loss and its parts, each a mean over tasks of a mean over pairs."""
         weights = pair_mask / pair_mask.sum(1, keepdim=True) / pair_mask.shape[0]  # (batch, pairs), sum 1
         row_loss, col_loss, grid_loss = -(terms * weights[pair_mask].unsqueeze(-1)).sum(0)
@@ -634,21 +626,10 @@ class LPNModel(LPNPreTrainedModel):
             mean, logvar = encoded.latent_mean, encoded.latent_logvar
             prior_kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(-1)
             output.prior_kl = (prior_kl * weights).sum()
-            output.pairwise_kl = _mean_between(_pairwise_kl(mean, logvar), pair_mask)
+            output.pairwise_kl = mean_between_pairs(_pairwise_kl(mean, logvar), pair_mask)
             for name in ("prior_kl", "pairwise_kl"):
                 if weight := getattr(self.config, f"{name}_weight"):
                     output.loss = output.loss + weight * output[name]
-        with torch.no_grad():
-            if self.config.variational:
-                output.latent_mean_average = (mean.mean(-1) * weights).sum()
-                output.latent_logvar_average = (logvar.mean(-1) * weights).sum()
-                output.latent_mean_norm = (mean.norm(dim=-1) * weights).sum()
-            for name, vectors in (("latent", latents), ("program", programs)):
-                output[f"{name}_norm"] = (vectors.norm(dim=-1) * weights).sum()
-                output[f"{name}_cosine"] = _mean_between(_cosines(vectors), pair_mask)
-                output[f"{name}_distance"] = _mean_between(_distances(vectors), pair_mask)
-            distance = ((programs - latents).norm(dim=-1) * weights).sum()
-            output.program_latent_distance = output.latent_distance if all_latents else distance
         return output
 
     @torch.no_grad()
@@ -793,7 +774,7 @@ class LPNModel(LPNPreTrainedModel):
         return torch.cat(same, 1)
 
 
-def _mean_between(values: torch.Tensor, pair_mask: torch.Tensor) -> torch.Tensor:
+def mean_between_pairs(values: torch.Tensor, pair_mask: torch.Tensor) -> torch.Tensor:
     """Mean over tasks of the mean over two different real pairs: values `(batch, pairs, pairs)`."""
     between = pair_mask.unsqueeze(1) & pair_mask.unsqueeze(2)
     between = between & ~torch.eye(pair_mask.shape[1], dtype=torch.bool, device=pair_mask.device)
@@ -808,13 +789,4 @@ def _pairwise_kl(mean: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
     return 0.5 * (ratio - 1 + logvar.unsqueeze(1) - logvar.unsqueeze(2)).sum(-1)
 
 
-def _cosines(vectors: torch.Tensor) -> torch.Tensor:
-    norms = vectors.norm(dim=-1)
-    return vectors @ vectors.transpose(1, 2) / (norms.unsqueeze(2) * norms.unsqueeze(1) + 1e-5)
-
-
-def _distances(vectors: torch.Tensor) -> torch.Tensor:
-    return (vectors.unsqueeze(2) - vectors.unsqueeze(1)).norm(dim=-1)
-
-
-__all__ = ["LPNModel", "LPNPreTrainedModel"]
+__all__ = ["LPNModel", "LPNPreTrainedModel", "mean_between_pairs"]

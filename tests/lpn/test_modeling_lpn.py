@@ -294,7 +294,7 @@ def test_save_load_dropout_and_checkpointing(tmp_path):
     noise, gradients = torch.randn(3, 4, 8), []
     for checkpointing in (False, True):
         model.train().zero_grad()
-        (model.gradient_checkpointing_enable if checkpointing else model.gradient_checkpointing_disable)()
+        (model.activation_checkpointing_enable if checkpointing else model.activation_checkpointing_disable)()
         model(*demonstrations, search_config=search, latent_noise=noise).loss.backward()
         gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
         gradients.append(gradient)
