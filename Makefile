@@ -30,6 +30,7 @@ style: .venv/.installed
 quality: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy modeling_lpn/lpn modeling_lpn/codegen2 modeling_lpn/sandbox
 
 .venv/.installed: setup.cfg constraints.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"modeling_lpn needs Python 3.11 or newer, this is {v[0]}.{v[1]}: make PYTHON=python3.11 ...")'

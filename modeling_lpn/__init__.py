@@ -43,7 +43,7 @@ CodeGen2Model.register_for_auto_class("AutoModel")
 CodeGen2ForCausalLM.register_for_auto_class("AutoModelForCausalLM")
 CodeGen2ForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # transformers' Trainer takes seconds to import: only who trains waits for it.
 _LATE = {"CodeTrainer": ".code.trainer", "LPNTrainer": ".tasks.trainer"}

@@ -5,6 +5,14 @@
 A YAML file may come first; flags win over it, `--help` lists them. The output folder gets `results.json` (scores by name,
 decoder evaluations, seconds, how it was made), `submission.json` for ARC Prize, and pictures. Several processes split
 the tasks; the result is the same.
+
+`--choose_search true` chooses the settings of the search on validation tasks first (of a generator, others than those of
+the evaluation): every combination of the budgets and of the `choose_*` lists over the saved settings. The evaluation uses
+the best, `--save_search true` saves it into the `config.json` of the model, a local folder:
+
+    python recipes/evaluate_lpn.py recipes/lpn/quickstart_eval.yaml --choose_search true --save_search true \\
+        --budgets 5 20 50 100 --choose_lr 0.05 0.1 --choose_prior_weight 0 0.003 0.01 0.03 \\
+        --choose_rank_by fit leave_one_out
 """
 
 import dataclasses
@@ -29,7 +37,7 @@ from modeling_lpn.runs import (
 from modeling_lpn.tasks import plots
 from modeling_lpn.tasks.arc import load_tasks
 from modeling_lpn.tasks.arguments import SearchArguments, TaskArguments, make_task
-from modeling_lpn.tasks.evaluation import evaluate_tasks, search_at_budget
+from modeling_lpn.tasks.evaluation import choose_search, evaluate_tasks, search_grid
 from modeling_lpn.tasks.generators import TASK_GENERATORS
 from modeling_lpn.tasks.latent_maps import map_latent_space
 from modeling_lpn.tasks.metrics import make_submission
@@ -50,6 +58,14 @@ class EvaluationArguments:
     num_maps: int = option(0, "Latent spaces to draw; one takes 3600 decoder evaluations.")
     attn_implementation: str = option("sdpa", "eager, sdpa or flex_attention.")
     overwrite: bool = option(False, "Replace the results of an earlier evaluation in output_dir.")
+    choose_search: bool = option(False, "Choose search settings on validation tasks first.")
+    validation_tasks: str | None = option(None, "Source of these tasks; by default the generator with another seed.")
+    num_validation_tasks: int = option(200, "How many of them.")
+    validation_seed: int = option(2_000_000, "Seed of generated validation tasks.")
+    choose_lr: list[float] | None = option(None, "Learning rates to choose from.")
+    choose_prior_weight: list[float] | None = option(None, "Pulls towards the prior to choose from.")
+    choose_rank_by: list[str] | None = option(None, "Rankings to choose from: fit, leave_one_out.")
+    save_search: bool = option(False, "Save the chosen settings into the config.json of the model.")
     use_cpu: bool = option(False, "Stay on the CPU where there is an accelerator.")
     num_threads: int | None = option(None, "CPU threads of a process; all cores if not given.")
 
@@ -59,6 +75,34 @@ def read_tasks(args, task_args, processor) -> list[dict]:
         return load_tasks(args.tasks, args.solutions, processor)[: args.num_tasks]
     num_tasks = 200 if args.num_tasks is None else args.num_tasks
     return tasks_from_stream(TaskStream(make_task(args.tasks, task_args), num_tasks, args.seed), num_tasks)
+
+
+def read_validation_tasks(args, task_args, processor) -> list[dict]:
+    if args.validation_tasks is None and args.tasks not in TASK_GENERATORS:
+        raise ValueError(
+            "`choose_search` is true and `tasks` is no generator; say which `validation_tasks` to choose on"
+        )
+    if args.validation_tasks is None and args.validation_seed == args.seed:
+        raise ValueError(f"`validation_seed` and `seed` are both {args.seed}; choose on other tasks than you judge by")
+    source, seed = args.validation_tasks or args.tasks, args.validation_seed
+    other = dataclasses.replace(args, tasks=source, solutions=None, num_tasks=args.num_validation_tasks, seed=seed)
+    return read_tasks(other, task_args, processor)
+
+
+def choose(args, task_args, model, processor, search) -> SearchConfig:
+    """The best settings on the validation tasks; see the flags `choose_*`."""
+    lists = {"lr": args.choose_lr, "prior_weight": args.choose_prior_weight, "rank_by": args.choose_rank_by}
+    candidates = search_grid(search, **{name: values for name, values in lists.items() if values})
+    tasks = read_validation_tasks(args, task_args, processor)
+    choice = choose_search(
+        model, processor, tasks, candidates, args.budgets, batch_size=args.batch_size, seed=args.seed
+    )
+    for row in choice.rows:
+        print(
+            f"{100 * row['scores']['top_1_strict_task_accuracy']:7.2f}% {row['num_evaluations']:8.1f} {row['search']}"
+        )
+    print(f"chosen on {len(tasks)} validation tasks: {choice.search_config.to_dict()}")
+    return choice.search_config
 
 
 def print_table(output) -> None:
@@ -77,7 +121,7 @@ def summarise(output, args, task_args, search, tasks, model) -> dict:
         row["log_prob"] = row["log_prob"] if math.isfinite(row["log_prob"]) else None
     return {
         "arguments": {**vars(args), **given(task_args)},
-        "search": vars(search),
+        "search": dataclasses.asdict(search),
         "num_parameters": model.num_parameters(),
         "num_tasks": len(tasks),
         "errors": output.errors,
@@ -106,7 +150,7 @@ def draw(output, best, tasks, args, model, processor, search) -> None:
         curves = {label: [row.scores[name] for row in ordered] for label, name in lines.items()}
         figure = plots.plot_accuracy_by_budget([row.num_evaluations for row in ordered], curves)
         plots.save_figure(figure, folder / "accuracy_by_budget.png")
-    if search.method == "gradient":
+    if search.spec.follows_path:
         truths = {t["task_id"]: [pair.get("output") for pair in t["test"]] for t in drawn}
         solved = [[grids[0] for grids in best.predictions[name]] == truth for name, truth in truths.items()]
         figure = plots.plot_search([output.trajectories[name] for name in truths], solved if best.scores else None)
@@ -119,7 +163,7 @@ def write(output, args, task_args, search, tasks, model, processor) -> None:
     write_results(folder / "results.json", args.seed, **summarise(output, args, task_args, search, tasks, model))
     (folder / "submission.json").write_text(json.dumps(make_submission(best.predictions, tasks, fill=[[0]])) + "\n")
     if args.num_pictures:
-        draw(output, best, tasks, args, model, processor, search_at_budget(search, best.budget))
+        draw(output, best, tasks, args, model, processor, search.at_budget(best.budget))
     print_table(output)
     for task_id, error in output.errors.items():
         print(f"task {task_id} failed and counts as wrong: {error}")
@@ -134,13 +178,24 @@ def main():
     accelerator = Accelerator(cpu=stay_on_cpu(args.use_cpu))
     if accelerator.device.type == "cpu":
         use_cpu_cores(args.num_threads)
+    if args.save_search and not (args.choose_search and Path(args.model_name_or_path, "config.json").is_file()):
+        raise ValueError(
+            "`save_search` needs `choose_search` and a model in a local folder; leave it out or give both"
+        )
     model = load_pretrained(
         AutoModel.from_pretrained, args.model_name_or_path, attn_implementation=args.attn_implementation
     )
     model = model.to(accelerator.device).eval()
     processor = AutoProcessor.from_pretrained(args.model_name_or_path)
     tasks = read_tasks(args, task_args, processor)
-    search = SearchConfig(**given(search_args, "search_"))
+    # The settings saved with the model, with those of the flags instead.
+    search = SearchConfig.of(model.config.search).override(**given(search_args, "search_"))
+    if args.choose_search:
+        search = choose(args, task_args, model, processor, search)
+        if args.save_search and accelerator.is_main_process:
+            file = Path(args.model_name_or_path, "config.json")  # nothing else of it changes
+            settings = {**json.loads(file.read_text()), "search": search.to_dict()}
+            file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
     output = evaluate_tasks(model, processor, tasks, search, args.budgets, args.batch_size, args.seed)
     if accelerator.is_main_process:
         write(output, args, task_args, search, tasks, model, processor)

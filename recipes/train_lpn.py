@@ -93,6 +93,8 @@ def main():
         return
     set_seed(args.seed)
     model = build_model(run, model_args)
+    # Saved with the model: its users search as it was evaluated.
+    model.config.search = {**(model.config.search or {}), **given(search, "search_")} or None
     if run.compile_layers:
         model.compile_layers()
     config = model.config
@@ -109,7 +111,7 @@ def main():
         processing_class=processor,
         train_search=SearchConfig(**train_search) if train_search else None,
         train_search_from=run.train_search_from,
-        eval_search=SearchConfig(**given(search, "search_")),
+        eval_search=SearchConfig.of(model.config.search),
         eval_budgets=run.eval_budgets,
     )
     trainer.add_callback(budget := TimeBudget(args.max_minutes))

@@ -21,15 +21,19 @@ from transformers import AutoConfig, AutoModel, AutoProcessor
 folder = sys.argv[1]
 model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
 processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
-search_config = sys.modules[type(model).__module__].SearchConfig
-output = model.generate(**processor(json.loads(sys.argv[2])), search=search_config(num_steps=2), num_candidates=2)
-print(json.dumps([output.search.log_probs.tolist(), processor.post_process(output)]))
+output = model.generate(**processor(json.loads(sys.argv[2])), num_candidates=2)
+other = model.generate(**processor(json.loads(sys.argv[2])), search_config={"num_steps": 1}, lr=0.5)
+assert (output.search_output.num_evaluations == 3).all() and (other.search_output.num_evaluations == 2).all()
+print(json.dumps([output.search_output.log_probs.tolist(), processor.post_process(output)]))
 """
 
 
 def test_model_and_processor_without_the_package(tmp_path):
     torch.manual_seed(0)
-    model, processor = LPNModel(LPNConfig(max_rows=4, max_cols=4)).eval(), LPNProcessor(max_rows=4, max_cols=4)
+    model, processor = (
+        LPNModel(LPNConfig(max_rows=4, max_cols=4, search={"num_steps": 2})).eval(),
+        LPNProcessor(max_rows=4, max_cols=4),
+    )
     folder = tmp_path / "model"
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -42,6 +46,6 @@ def test_model_and_processor_without_the_package(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     log_probs, grids = json.loads(result.stdout.splitlines()[-1])
-    output = model.generate(**processor(TASK), search=SearchConfig(num_steps=2), num_candidates=2)
-    assert torch.allclose(torch.tensor(log_probs), output.search.log_probs, atol=1e-4)
+    output = model.generate(**processor(TASK), search_config=SearchConfig(num_steps=2), num_candidates=2)
+    assert torch.allclose(torch.tensor(log_probs), output.search_output.log_probs, atol=1e-4)
     assert grids == processor.post_process(output)

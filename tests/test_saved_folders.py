@@ -23,8 +23,8 @@ def test_an_lpn_folder_of_version_0_1():
     torch.testing.assert_close(latent_mean, expected["latent_mean"])
     torch.testing.assert_close(model.log_prob(latent_mean[:, :1], **pairs), expected["log_prob"])
     queries = {"query_grids": pairs["input_grids"][:, :1], "query_shapes": pairs["input_shapes"][:, :1]}
-    output = model.generate(**pairs, **queries, search=SearchConfig(num_steps=3))
-    torch.testing.assert_close(output.search.log_probs, expected["search_log_probs"])
+    output = model.generate(**pairs, **queries, search_config=SearchConfig(num_steps=3))
+    torch.testing.assert_close(output.search_output.log_probs, expected["search_log_probs"])
     assert torch.equal(output.output_grids, expected["generated"])
 
 

@@ -1,9 +1,12 @@
 """Configuration of the Latent Program Network (LPN, arXiv 2411.08706)."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+
+from .search_lpn import SearchConfig
 
 
 POSITION_EMBEDDING_TYPES = ("learned", "scaled", "rotary")
@@ -71,6 +74,9 @@ class LPNConfig(PreTrainedConfig):
             Weight of the KL divergence to the prior N(0, I) in the loss (equation 5).
         pairwise_kl_weight (`float`, defaults to 0.0):
             Weight of the mean KL divergence between the posteriors of a task's pairs.
+        search (`dict`, *optional*):
+            Fields of [`SearchConfig`]: how `model.generate`, `model.search` and [`evaluate_tasks`] search where nothing is
+            given. Its defaults where there are none.
 
     Raises `ValueError` (wrapped by the strict dataclass validation) for values outside their range.
 
@@ -118,6 +124,7 @@ class LPNConfig(PreTrainedConfig):
     layer_norm_eps: float = 1e-6
     prior_kl_weight: float = 1e-4
     pairwise_kl_weight: float = 0.0
+    search: dict[str, Any] | None = None
 
     @property
     def encoder_stack(self) -> LPNStackConfig:
@@ -131,7 +138,7 @@ class LPNConfig(PreTrainedConfig):
         names = LPNStackConfig.__dataclass_fields__
         return LPNStackConfig(**{name: getattr(self, f"{side}_{name}") for name in names})
 
-    def validate_sizes(self):
+    def validate_sizes(self) -> None:
         """Checks every size and choice; called by the strict dataclass."""
         for name in ("vocab_size", "max_rows", "max_cols", "latent_dim"):
             if getattr(self, name) < 1:
@@ -144,8 +151,12 @@ class LPNConfig(PreTrainedConfig):
                 "tables only make sense when output tokens carry the next position. Set one of the two differently."
             )
 
+    def validate_search(self) -> None:
+        """Checks the saved search settings; called by the strict dataclass."""
+        SearchConfig.of(self.search)
+
     @staticmethod
-    def _validate_stack(side: str, stack: LPNStackConfig):
+    def _validate_stack(side: str, stack: LPNStackConfig) -> None:
         least_layers = 0 if side == "encoder" else 1
         if stack.num_layers < least_layers:
             raise ValueError(f"`{side}_num_layers` is {stack.num_layers}; use {least_layers} or more.")

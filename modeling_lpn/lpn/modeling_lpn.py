@@ -1,17 +1,26 @@
 """PyTorch Latent Program Network (LPN, arXiv 2411.08706): loss, latent search and generation."""
 
+from collections.abc import Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 
 from .configuration_lpn import LPNConfig
-from .search_lpn import SearchConfig, SearchOutput, concatenate_searches, masked_mean, search_latents
+from .search_lpn import (
+    SearchConfig,
+    SearchOutput,
+    concatenate_searches,
+    rank_by_scores,
+    search_latents,
+    start_latents,
+)
 from .transformer_lpn import (
     DecoderChunk,
     GridPairs,
@@ -22,6 +31,9 @@ from .transformer_lpn import (
     length_chunks,
     pack_cells,
 )
+
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -54,10 +66,6 @@ class LPNOutput(ModelOutput):
         grid_loss: Cross-entropy of the cells, mean over the cells of the output grid, in nats.
         prior_kl: KL divergence of the posterior to N(0, I), summed over the latent dimensions.
         pairwise_kl: Mean KL divergence between the posteriors of two different pairs of a task.
-        latent_mean_average, latent_logvar_average, latent_mean_norm: Averages of the posterior's parameters.
-        latent_norm, latent_cosine, latent_distance: Norm of the pairs' latents; cosine and distance between two of a task.
-        program_norm, program_cosine, program_distance: The same of the latents that were decoded, after the search.
-        program_latent_distance: Distance from the decoded latent to the latent of the pair that was left out.
         latents, latent_mean, latent_logvar: As in [`LPNEncoderOutput`].
         programs (`torch.FloatTensor` of shape `(batch, pairs, latent_dim)`): Latent that was decoded for every pair.
     """
@@ -69,16 +77,6 @@ class LPNOutput(ModelOutput):
     grid_loss: torch.FloatTensor | None = None
     prior_kl: torch.FloatTensor | None = None
     pairwise_kl: torch.FloatTensor | None = None
-    latent_mean_average: torch.FloatTensor | None = None
-    latent_logvar_average: torch.FloatTensor | None = None
-    latent_mean_norm: torch.FloatTensor | None = None
-    latent_norm: torch.FloatTensor | None = None
-    latent_cosine: torch.FloatTensor | None = None
-    latent_distance: torch.FloatTensor | None = None
-    program_norm: torch.FloatTensor | None = None
-    program_cosine: torch.FloatTensor | None = None
-    program_distance: torch.FloatTensor | None = None
-    program_latent_distance: torch.FloatTensor | None = None
     latents: torch.FloatTensor | None = None
     latent_mean: torch.FloatTensor | None = None
     latent_logvar: torch.FloatTensor | None = None
@@ -94,13 +92,24 @@ class LPNGenerateOutput(ModelOutput):
         output_grids (`torch.LongTensor` of shape `(batch, queries, num_candidates, max_rows, max_cols)`): Zero outside.
         output_shapes (`torch.LongTensor` of shape `(batch, queries, num_candidates, 2)`): Rows and columns.
         latents (`torch.FloatTensor` of shape `(batch, queries, num_candidates, latent_dim)`): What was executed.
-        search ([`SearchOutput`], *optional*): The search behind it; `None` if latents were given.
+        search_output ([`SearchOutput`], *optional*): The search behind it; `None` if latents were given.
     """
 
     output_grids: torch.LongTensor | None = None
     output_shapes: torch.LongTensor | None = None
     latents: torch.FloatTensor | None = None
-    search: SearchOutput | None = None
+    search_output: SearchOutput | None = None
+
+
+class Demonstrations(NamedTuple):
+    """
+    The demonstration pairs of a batch, checked: `pairs` are the real ones without their task axis, `tasks` `(real pairs,)`
+    says whose each is, `pair_mask` `(batch, pairs)` where it was.
+    """
+
+    pairs: GridPairs
+    tasks: torch.Tensor
+    pair_mask: torch.Tensor
 
 
 class LPNPreTrainedModel(PreTrainedModel):
@@ -145,14 +154,14 @@ class LPNModel(LPNPreTrainedModel):
 
     ```python
     >>> import torch
-    >>> from modeling_lpn import LPNConfig, LPNModel, LPNProcessor, SearchConfig
+    >>> from modeling_lpn import LPNConfig, LPNModel, LPNProcessor
     >>> task = {"train": [{"input": [[1, 0]], "output": [[0, 1]]}, {"input": [[2, 0]], "output": [[0, 2]]}],
     ...         "test": [{"input": [[3, 0]]}]}
     >>> processor, model = LPNProcessor(), LPNModel(LPNConfig()).eval()
-    >>> output = model.generate(**processor(task), search=SearchConfig(num_steps=3), num_candidates=2)
+    >>> output = model.generate(**processor(task), num_steps=3, num_candidates=2)
     >>> output.output_shapes.shape
     torch.Size([1, 1, 2, 2])
-    >>> output.search.num_evaluations
+    >>> output.search_output.num_evaluations
     tensor([4])
 
     ```
@@ -200,13 +209,19 @@ class LPNModel(LPNPreTrainedModel):
 
         Raises `ValueError` if shapes of the arguments do not fit together.
         """
-        pairs, pair_mask = self._flatten(input_grids, output_grids, input_shapes, output_shapes, pair_mask)
+        demonstrations = self._demonstrations(input_grids, output_grids, input_shapes, output_shapes, pair_mask)
+        return self._encode(demonstrations, sample_latents, latent_noise)
+
+    def _encode(
+        self, demonstrations: Demonstrations, sample_latents: bool, latent_noise: torch.Tensor | None
+    ) -> LPNEncoderOutput:
+        pairs, _, pair_mask = demonstrations
         lengths = torch.stack([pairs.input_shapes.prod(-1), pairs.output_shapes.prod(-1)], -1)
         chunks = self._length_chunks(lengths)
         encoded = [self.encoder(*pairs.take(chunk)) for chunk in chunks]
         place = pair_mask.flatten().nonzero()[:, 0][torch.cat(chunks)]
 
-        def scatter(values):
+        def scatter(values: list[torch.Tensor]) -> torch.Tensor:
             flat = torch.cat(values)
             blank = flat.new_zeros(pair_mask.numel(), flat.shape[-1])
             return blank.index_copy(0, place, flat).view(*pair_mask.shape, -1)
@@ -218,8 +233,15 @@ class LPNModel(LPNPreTrainedModel):
             latents = mean + (0.5 * logvar).exp() * latent_noise * pair_mask.unsqueeze(-1)
         return LPNEncoderOutput(latents=latents, latent_mean=mean, latent_logvar=logvar)
 
-    def _flatten(self, input_grids, output_grids, input_shapes, output_shapes, pair_mask):
-        """The real pairs without their task axis, and the mask."""
+    def _demonstrations(
+        self,
+        input_grids: torch.Tensor,
+        output_grids: torch.Tensor,
+        input_shapes: torch.Tensor,
+        output_shapes: torch.Tensor,
+        pair_mask: torch.Tensor | None,
+    ) -> Demonstrations:
+        """The real pairs, once it is sure that the model can read them."""
         if input_grids.dim() != 4 or output_grids.dim() != 4:
             raise ValueError(
                 f"`input_grids` and `output_grids` have shapes {tuple(input_grids.shape)} and "
@@ -245,7 +267,31 @@ class LPNModel(LPNPreTrainedModel):
                 f"task {task} of the batch has no demonstration pair in `pair_mask`; leave such tasks out."
             )
         pairs = GridPairs(*(t[pair_mask] for t in (input_grids, output_grids, input_shapes, output_shapes)))
-        return pairs, pair_mask
+        self._check_grids("input", pairs.input_grids, pairs.input_shapes)
+        self._check_grids("output", pairs.output_grids, pairs.output_shapes)
+        return Demonstrations(pairs, pair_mask.nonzero()[:, 0], pair_mask)
+
+    def _check_grids(self, side: str, grids: torch.Tensor, shapes: torch.Tensor) -> None:
+        """Raises `ValueError` where grids `(count, rows, cols)` have cells or shapes that the model has no embedding for."""
+        if not len(grids):
+            return
+        config = self.config
+        # One transfer from the device for all that is checked.
+        least, rows, cols, darkest, brightest = torch.stack(
+            [shapes.min(), shapes[:, 0].max(), shapes[:, 1].max(), grids.min(), grids.max()]
+        ).tolist()
+        limits = min(config.max_rows, grids.shape[1]), min(config.max_cols, grids.shape[2])
+        if least < 1 or rows > limits[0] or cols > limits[1]:
+            raise ValueError(
+                f"`{side}_shapes` reach from {least} to {rows} rows and {cols} columns, but `{side}_grids` holds "
+                f"{grids.shape[1]} x {grids.shape[2]} cells and the model reads 1 x 1 to {config.max_rows} x "
+                f"{config.max_cols}; leave such tasks out (`LPNProcessor` names them) or train a larger model."
+            )
+        if darkest < 0 or brightest >= config.vocab_size:
+            raise ValueError(
+                f"`{side}_grids` holds colours from {darkest} to {brightest}; the model knows 0 to "
+                f"{config.vocab_size - 1} (`vocab_size`), in the padding too: map the others, and pad with 0."
+            )
 
     def _length_chunks(self, lengths: torch.Tensor) -> list[torch.Tensor]:
         """A kernel launch costs as much as some hundred tokens on a CPU, and as many thousands on a GPU."""
@@ -273,8 +319,7 @@ class LPNModel(LPNPreTrainedModel):
         Returns:
             `torch.FloatTensor` of shape `(batch, candidates)`, in float32 and differentiable.
         """
-        pairs, pair_mask = self._flatten(input_grids, output_grids, input_shapes, output_shapes, pair_mask)
-        tasks = pair_mask.nonzero()[:, 0]
+        pairs, tasks, _ = self._demonstrations(input_grids, output_grids, input_shapes, output_shapes, pair_mask)
         chunks = self._decoder_chunks(pairs, torch.arange(len(tasks), device=tasks.device))
         return self._evidence(latents, tasks, chunks)
 
@@ -335,52 +380,113 @@ class LPNModel(LPNPreTrainedModel):
         input_shapes: torch.Tensor,
         output_shapes: torch.Tensor,
         pair_mask: torch.Tensor | None = None,
-        search: SearchConfig | None = None,
+        search_config: SearchConfig | Mapping[str, Any] | None = None,
         sample_latents: bool = False,
         generator: torch.Generator | None = None,
+        **settings: Any,
     ) -> SearchOutput:
         r"""
         Searches the latent program that explains the demonstration pairs best (paper, section 4.2).
 
         Args:
             input_grids, output_grids, input_shapes, output_shapes, pair_mask: As in [`~LPNModel.encode`].
-            search ([`SearchConfig`], *optional*): Method and budget; the mean of the pairs' latents by default.
+            search_config ([`SearchConfig`] or `dict`, *optional*):
+                Method and settings; those saved with the model (`config.search`) by default.
             sample_latents (`bool`, defaults to `False`):
                 Start from posterior samples, as the published code does, instead of means.
             generator (`torch.Generator`, *optional*): Source of all noise; every task of the batch sees the same draws.
+            settings: Fields of [`SearchConfig`] that override those of `search_config`, as in `num_steps=3`.
 
         Returns:
             [`SearchOutput`]: Latents ranked by log-likelihood, the trajectory, and the decoder evaluations spent.
+
+        Raises `TypeError` for a misspelt setting, `ValueError` for a wrong one or if shapes do not fit together.
         """
-        search = SearchConfig(method="mean") if search is None else search
-        demonstrations = (input_grids, output_grids, input_shapes, output_shapes)
-        pairs, pair_mask = self._flatten(*demonstrations, pair_mask)
+        search = self._search_config(search_config, settings)
+        demonstrations = self._demonstrations(input_grids, output_grids, input_shapes, output_shapes, pair_mask)
+        pairs, tasks, pair_mask = demonstrations
         samples = self._sample_noise(search, generator)
         noise = self._pair_noise(pair_mask.shape[1], generator) if sample_latents or search.init == "prior" else None
         if search.init == "prior":
             latents = noise.expand(pair_mask.shape[0], -1, -1)
         else:
             with torch.no_grad():
-                latents = self.encode(*demonstrations, pair_mask, sample_latents, noise).latents
-        tasks = pair_mask.nonzero()[:, 0]
+                latents = self._encode(demonstrations, sample_latents, noise).latents
         # Clipping over the batch ties the tasks together; otherwise a few at a time give the same result.
         width = len(latents) if search.clip == "batch" else search.chunk_size or len(latents)
+        if search.rank_by == "leave_one_out":  # as many searches at a time as tasks and pairs
+            width = max(1, width // pair_mask.shape[1]) if search.chunk_size else width
         found = []
         for start in range(0, len(latents), width):
             part = slice(start, start + width)
             inside = (tasks >= start) & (tasks < start + width)
             rows = latents[part], pair_mask[part], pairs.take(inside), tasks[inside] - start
-            found.append(self._search(*rows, search, samples))
+            ranked = self._search if search.rank_by == "fit" else self._search_and_leave_one_out
+            found.append(ranked(*rows, search, samples))
         return found[0] if len(found) == 1 else concatenate_searches(found)
 
-    def _search(self, latents, pair_mask, pairs, tasks, search, noise, index=None) -> SearchOutput:
+    def _search_config(
+        self, given: SearchConfig | Mapping[str, Any] | None, settings: Mapping[str, Any]
+    ) -> SearchConfig:
+        """What was given, else what the model was saved with, with single settings replaced."""
+        if "search" in settings:
+            raise TypeError("`search` is no setting of a search; give the settings as `search_config`.")
+        return SearchConfig.of(self.config.search if given is None else given).override(**settings)
+
+    def _search_and_leave_one_out(self, latents, pair_mask, pairs, tasks, search, noise) -> SearchOutput:
+        """A search on all pairs, ranked by what searches without one pair reached on it; see `SearchConfig.rank_by`."""
+        plain, num_pairs = search.override(rank_by="fit"), pair_mask.sum(1)
+        folded, limit = num_pairs > 1, None
+        if search.max_evaluations is not None:
+            share = search.max_evaluations // (num_pairs + 1)
+            folded = folded & (share > 0)
+            limit = torch.where(folded, share, search.max_evaluations)
+        found = self._search(latents, pair_mask, pairs, tasks, plain, noise, limit=limit)
+        left_out = folded[tasks].nonzero()[:, 0]
+        if not len(left_out):
+            return found
+        # Row r leaves out pair `left_out[r]`; it must explain the other pairs of its task.
+        owner, positions = (pair_mask & folded.unsqueeze(1)).nonzero().unbind(1)
+        places = torch.arange(pair_mask.shape[1], device=tasks.device)
+        row_mask = pair_mask[owner] & (places != positions.unsqueeze(1))
+        others = (owner.unsqueeze(1) == tasks) & (
+            torch.arange(len(tasks), device=tasks.device) != left_out.unsqueeze(1)
+        )
+        rows, index = others.nonzero().unbind(1)
+        row_limit = None if limit is None else limit[owner]
+        folds = self._search(latents[owner], row_mask, pairs, rows, plain, noise, index, row_limit)
+        scores = found.trajectory_scores.clone()
+        scores[folded] = 0.0
+        steps = folds.trajectory_scores.shape[1:]
+        held_out = (
+            self._score_left_out(folds.trajectory_latents, pairs, left_out, search) / num_pairs[owner, None, None]
+        )
+        scores[:, : steps[0], : steps[1]].index_add_(0, owner, held_out)
+        found.num_evaluations = found.num_evaluations.index_add(0, owner, folds.num_evaluations)
+        return rank_by_scores(found, scores)
+
+    @torch.no_grad()
+    def _score_left_out(self, latents, pairs, left_out, search) -> torch.Tensor:
+        """Log-likelihood `(rows, starts, steps + 1)` of `pairs[left_out]` under visited latents of these rows."""
+        flat, width = latents.flatten(1, 2), max(1, (search.chunk_size or latents[0, ..., 0].numel()) // len(latents))
+        with self._for_search(search):
+            chunks = self._decoder_chunks(pairs, left_out)
+            values = [self._log_prob_terms(part, chunks).sum(-1) for part in flat.split(width, 1)]
+        return torch.cat(values, 1).view(latents.shape[:-1])
+
+    def _search(self, latents, pair_mask, pairs, tasks, search, noise, index=None, limit=None) -> SearchOutput:
         """Search over rows of latents; `tasks[k]` is the row that must explain `pairs[index[k]]`."""
         index = torch.arange(len(tasks), device=tasks.device) if index is None else index
         with self._for_search(search):
             with nullcontext() if search.second_order else torch.no_grad():
                 chunks = self._decoder_chunks(pairs, index)
             return search_latents(
-                lambda candidates: self._evidence(candidates, tasks, chunks), latents, pair_mask, search, noise=noise
+                lambda candidates: self._evidence(candidates, tasks, chunks),
+                latents,
+                pair_mask,
+                search,
+                noise=noise,
+                limit=limit,
             )
 
     @contextmanager
@@ -416,7 +522,7 @@ class LPNModel(LPNPreTrainedModel):
         input_shapes: torch.Tensor,
         output_shapes: torch.Tensor,
         pair_mask: torch.Tensor | None = None,
-        search: SearchConfig | None = None,
+        search_config: SearchConfig | Mapping[str, Any] | None = None,
         sample_latents: bool | None = None,
         latent_noise: torch.Tensor | None = None,
         search_noise: torch.Tensor | None = None,
@@ -428,7 +534,7 @@ class LPNModel(LPNPreTrainedModel):
         Args:
             input_grids, output_grids, input_shapes, output_shapes, pair_mask: As in [`~LPNModel.encode`]; every task
                 needs two real pairs or more.
-            search ([`SearchConfig`], *optional*):
+            search_config ([`SearchConfig`] or `dict`, *optional*):
                 How the program is made from the other pairs; their mean by default. Method `"all"` decodes a pair with
                 each of the other latents and averages the losses. `second_order=True` lets gradients flow through the
                 steps of a gradient search (*Grad 1* of the paper with gradients); `init="prior"` starts from noise.
@@ -444,51 +550,63 @@ class LPNModel(LPNPreTrainedModel):
         Raises `ValueError` if a task has a single real pair, shapes do not fit together, or `second_order` meets flex
         attention.
         """
-        search = SearchConfig(method="mean") if search is None else search
+        # Not `config.search`: how a model is searched and how it is trained are two questions.
+        search = SearchConfig(method="mean") if search_config is None else SearchConfig.of(search_config)
+        if search.rank_by != "fit":
+            raise ValueError(
+                f"`rank_by` is {search.rank_by!r} in the search of the training loss, which leaves pairs out itself; "
+                "leave `rank_by` out."
+            )
         if search.second_order and self.config._attn_implementation == "flex_attention":
             raise ValueError(
                 "`second_order` is True and the attention implementation is 'flex_attention', which has no second "
                 "derivative; load the model with `attn_implementation='sdpa'` or 'eager'."
             )
-        demonstrations = (input_grids, output_grids, input_shapes, output_shapes)
-        pairs, pair_mask = self._flatten(*demonstrations, pair_mask)
+        demonstrations = self._demonstrations(input_grids, output_grids, input_shapes, output_shapes, pair_mask)
+        pairs, tasks, pair_mask = demonstrations
         if int(pair_mask.sum(1).min()) < 2:
             raise ValueError(
                 f"task {int(pair_mask.sum(1).argmin())} of the batch has a single demonstration pair; leave-one-out "
                 "training explains each pair by the others and needs two or more. Leave such tasks out."
             )
         sample_latents = self.training if sample_latents is None else sample_latents
-        encoded = self.encode(*demonstrations, pair_mask, sample_latents, latent_noise)
+        encoded = self._encode(demonstrations, sample_latents, latent_noise)
         latents = encoded.latents
         if search.init == "prior":
             latents = torch.randn_like(latents) if latent_noise is None else latent_noise
-        tasks = pair_mask.nonzero()[:, 0]
         # Row r leaves out the r-th real pair; it must explain the other pairs of the same task.
         others = (tasks.unsqueeze(0) == tasks.unsqueeze(1)).fill_diagonal_(False)
-        if search.method == "all":
+        if search.spec.in_training == "every":
             rows, index = others.nonzero().unbind(1)
             terms = self._log_prob_terms(latents[pair_mask][index].unsqueeze(1), self._decoder_chunks(pairs, rows))
             terms = terms.new_zeros(len(tasks), 3).index_add(0, rows, terms[:, 0]) / others.sum(1, keepdim=True)
             programs = latents[pair_mask]
         else:
             programs = self._leave_one_out(latents, pair_mask, pairs, others, search, search_noise)
-            every = torch.arange(len(tasks), device=tasks.device)
-            terms = self._log_prob_terms(programs.unsqueeze(1), self._decoder_chunks(pairs, every))[:, 0]
+            index = torch.arange(len(tasks), device=tasks.device)
+            terms = self._log_prob_terms(programs.unsqueeze(1), self._decoder_chunks(pairs, index))[:, 0]
         programs = torch.zeros_like(latents).masked_scatter(pair_mask.unsqueeze(-1), programs)
-        return self._loss(terms, pair_mask, encoded, latents, programs, all_latents=search.method == "all")
+        return self._loss(terms, pair_mask, encoded, latents, programs)
 
     def _leave_one_out(self, latents, pair_mask, pairs, others, search, noise) -> torch.Tensor:
         """The program `(real pairs, latent_dim)` of every real pair, made from the others of its task."""
         tasks, positions = pair_mask.nonzero().unbind(1)
         row_mask = pair_mask[tasks] & (torch.arange(pair_mask.shape[1], device=tasks.device) != positions.unsqueeze(1))
         row_latents = latents[tasks]
-        if search.method == "mean":
-            return masked_mean(row_latents, row_mask)
+        if search.spec.in_training == "start":
+            return start_latents(row_latents, row_mask, search)[0][:, 0]
         noise = noise[pair_mask] if noise is not None else self._sample_noise(search, None, rows=len(tasks))
         rows, index = others.nonzero().unbind(1)
         return self._search(row_latents, row_mask, pairs, rows, search, noise, index).latents[:, 0]
 
-    def _loss(self, terms, pair_mask, encoded, latents, programs, all_latents) -> LPNOutput:
+    def _loss(
+        self,
+        terms: torch.Tensor,
+        pair_mask: torch.Tensor,
+        encoded: LPNEncoderOutput,
+        latents: torch.Tensor,
+        programs: torch.Tensor,
+    ) -> LPNOutput:
         """Log-probability terms `(real pairs, 3)` -> the loss and its parts, each a mean over tasks of a mean over pairs."""
         weights = pair_mask / pair_mask.sum(1, keepdim=True) / pair_mask.shape[0]  # (batch, pairs), sum 1
         row_loss, col_loss, grid_loss = -(terms * weights[pair_mask].unsqueeze(-1)).sum(0)
@@ -508,21 +626,10 @@ class LPNModel(LPNPreTrainedModel):
             mean, logvar = encoded.latent_mean, encoded.latent_logvar
             prior_kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(-1)
             output.prior_kl = (prior_kl * weights).sum()
-            output.pairwise_kl = _mean_between(_pairwise_kl(mean, logvar), pair_mask)
+            output.pairwise_kl = mean_between_pairs(_pairwise_kl(mean, logvar), pair_mask)
             for name in ("prior_kl", "pairwise_kl"):
                 if weight := getattr(self.config, f"{name}_weight"):
                     output.loss = output.loss + weight * output[name]
-        with torch.no_grad():
-            if self.config.variational:
-                output.latent_mean_average = (mean.mean(-1) * weights).sum()
-                output.latent_logvar_average = (logvar.mean(-1) * weights).sum()
-                output.latent_mean_norm = (mean.norm(dim=-1) * weights).sum()
-            for name, vectors in (("latent", latents), ("program", programs)):
-                output[f"{name}_norm"] = (vectors.norm(dim=-1) * weights).sum()
-                output[f"{name}_cosine"] = _mean_between(_cosines(vectors), pair_mask)
-                output[f"{name}_distance"] = _mean_between(_distances(vectors), pair_mask)
-            distance = ((programs - latents).norm(dim=-1) * weights).sum()
-            output.program_latent_distance = output.latent_distance if all_latents else distance
         return output
 
     @torch.no_grad()
@@ -536,9 +643,11 @@ class LPNModel(LPNPreTrainedModel):
         query_shapes: torch.Tensor,
         pair_mask: torch.Tensor | None = None,
         query_mask: torch.Tensor | None = None,
-        search: SearchConfig | None = None,
+        search_config: SearchConfig | Mapping[str, Any] | None = None,
         num_candidates: int = 1,
-        **search_kwargs,
+        sample_latents: bool = False,
+        generator: torch.Generator | None = None,
+        **settings: Any,
     ) -> LPNGenerateOutput:
         r"""
         Infers the program of the demonstration pairs by latent search and executes it on the queries.
@@ -546,19 +655,31 @@ class LPNModel(LPNPreTrainedModel):
         Args:
             input_grids, output_grids, input_shapes, output_shapes, pair_mask: As in [`~LPNModel.encode`].
             query_grids, query_shapes, query_mask, num_candidates: As in [`~LPNModel.execute`].
-            search ([`SearchConfig`], *optional*): Method and budget; the mean of the pairs' latents by default.
-            search_kwargs: `sample_latents` and `generator` of [`~LPNModel.search`].
+            search_config, sample_latents, generator, settings: As in [`~LPNModel.search`]; `generate(**inputs)` searches
+                with the settings saved with the model, `generate(**inputs, num_steps=3)` overrides one.
 
         Returns:
             [`LPNGenerateOutput`]
 
-        Raises `ValueError` for arguments whose shapes do not fit together.
+        Warns if a log-likelihood was no finite number; `search_output.num_nonfinite` counts them.
+
+        Raises `TypeError` for a misspelt setting, `ValueError` for a wrong one or if shapes do not fit together.
         """
         demonstrations = (input_grids, output_grids, input_shapes, output_shapes, pair_mask)
-        found = self.search(*demonstrations, search=search, **search_kwargs)
+        found = self.search(*demonstrations, search_config, sample_latents, generator, **settings)
+        self._warn_of_nonfinite(found)
         output = self.execute(found.latents, query_grids, query_shapes, query_mask, num_candidates, found.log_probs)
-        output.search = found
+        output.search_output = found
         return output
+
+    def _warn_of_nonfinite(self, found: SearchOutput) -> None:
+        hopeless = int((~found.log_probs[:, 0].isfinite()).sum())
+        if bad := int(found.num_nonfinite.sum()):
+            logger.warning_once(
+                f"{bad} of {int(found.num_evaluations.sum())} log-likelihoods of the search are no finite number "
+                f"(`search_output.num_nonfinite`); for {hopeless} of {len(found.num_nonfinite)} tasks none is, and the "
+                "grids of those mean nothing. Check the weights, or lower the learning rate of the search."
+            )
 
     @torch.no_grad()
     def execute(
@@ -586,7 +707,7 @@ class LPNModel(LPNPreTrainedModel):
             log_probs (`torch.FloatTensor` of shape `(batch, ranked)`, *optional*): Latents at `-inf` are left aside.
 
         Returns:
-            [`LPNGenerateOutput`] without `search`.
+            [`LPNGenerateOutput`] without `search_output`.
 
         Raises `ValueError` if `num_candidates` is below 1 or shapes do not fit together.
         """
@@ -601,6 +722,7 @@ class LPNModel(LPNPreTrainedModel):
         if query_mask is None:
             query_mask = torch.ones(query_grids.shape[:2], dtype=torch.bool, device=query_grids.device)
         tasks, inputs, shapes = query_mask.nonzero()[:, 0], query_grids[query_mask], query_shapes[query_mask]
+        self._check_grids("query", inputs, shapes)
         usable = torch.ones_like(latents[..., 0], dtype=torch.bool) if log_probs is None else log_probs.isfinite()
         outputs = []
         ranks = torch.zeros(len(tasks), num_candidates, dtype=torch.long, device=tasks.device)
@@ -652,7 +774,7 @@ class LPNModel(LPNPreTrainedModel):
         return torch.cat(same, 1)
 
 
-def _mean_between(values: torch.Tensor, pair_mask: torch.Tensor) -> torch.Tensor:
+def mean_between_pairs(values: torch.Tensor, pair_mask: torch.Tensor) -> torch.Tensor:
     """Mean over tasks of the mean over two different real pairs: values `(batch, pairs, pairs)`."""
     between = pair_mask.unsqueeze(1) & pair_mask.unsqueeze(2)
     between = between & ~torch.eye(pair_mask.shape[1], dtype=torch.bool, device=pair_mask.device)
@@ -667,13 +789,4 @@ def _pairwise_kl(mean: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
     return 0.5 * (ratio - 1 + logvar.unsqueeze(1) - logvar.unsqueeze(2)).sum(-1)
 
 
-def _cosines(vectors: torch.Tensor) -> torch.Tensor:
-    norms = vectors.norm(dim=-1)
-    return vectors @ vectors.transpose(1, 2) / (norms.unsqueeze(2) * norms.unsqueeze(1) + 1e-5)
-
-
-def _distances(vectors: torch.Tensor) -> torch.Tensor:
-    return (vectors.unsqueeze(2) - vectors.unsqueeze(1)).norm(dim=-1)
-
-
-__all__ = ["LPNModel", "LPNPreTrainedModel"]
+__all__ = ["LPNModel", "LPNPreTrainedModel", "mean_between_pairs"]

@@ -1,21 +1,20 @@
 """Solves a list of tasks by latent search and scores the answers, at one or several search budgets."""
 
 import dataclasses
+import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
-from ..lpn.search_lpn import SearchConfig, SearchOutput
+from ..lpn.search_lpn import SearchConfig, SearchOutput, rank_by_scores
 from .metrics import compute_arc_scores
 
 
 NUM_ATTEMPTS = 2  # ARC Prize allows two answers to every test input
-BUDGET_FIELDS = {"gradient": "num_steps", "random": "num_samples"}
-UNBUDGETED = ("mean", "first", "all")  # methods that cost what they cost
 
 
 @dataclasses.dataclass
@@ -61,19 +60,12 @@ class EvaluationOutput:
     seconds: dict
 
 
-def search_at_budget(search: SearchConfig, budget: int | None) -> SearchConfig:
-    """`search` with `budget` gradient steps, or random samples; new methods get it as `max_evaluations`."""
-    if budget is None or search.method in UNBUDGETED:
-        return search
-    return dataclasses.replace(search, **{BUDGET_FIELDS.get(search.method, "max_evaluations"): budget})
-
-
 def shares_trajectory(search: SearchConfig) -> bool:
     """Whether the first k steps of a longer search are the search with k steps: nothing in a step looks ahead.
 
-    That holds for a gradient search whose learning rate does not depend on the number of steps.
+    That holds for a method that follows a path, with a learning rate that does not depend on the number of steps.
     """
-    return search.method == "gradient" and search.lr_schedule == "constant" and search.max_evaluations is None
+    return search.spec.follows_path and search.lr_schedule == "constant" and search.max_evaluations is None
 
 
 def first_steps(search: SearchOutput, num_steps: int) -> SearchOutput:
@@ -86,26 +78,23 @@ def first_steps(search: SearchOutput, num_steps: int) -> SearchOutput:
     Returns:
         [`SearchOutput`]: ranked by the rules of the search itself: best first, ties in search order, non-finite last.
     """
-    latents = search.trajectory_latents[:, :, : num_steps + 1]  # (batch, starts, num_steps + 1, latent_dim)
     log_probs = search.trajectory_log_probs[:, :, : num_steps + 1]
-    scores = torch.where(log_probs.isfinite(), log_probs, -torch.inf).flatten(1)
-    scores, order = scores.sort(dim=1, descending=True, stable=True)
-    order = order.unsqueeze(-1).expand(-1, -1, latents.shape[-1])
-    num_starts = search.num_evaluations // search.trajectory_log_probs.shape[2]
-    return SearchOutput(
-        latents=latents.flatten(1, 2).gather(1, order),
-        log_probs=scores,
-        trajectory_latents=latents,
+    cost = search.num_evaluations // search.trajectory_log_probs.shape[2]  # of one step of all starts
+    cut = SearchOutput(
+        trajectory_latents=search.trajectory_latents[
+            :, :, : num_steps + 1
+        ],  # (batch, starts, num_steps + 1, latent_dim)
         trajectory_log_probs=log_probs,
-        num_evaluations=num_starts * log_probs.shape[2],
+        num_evaluations=cost * log_probs.shape[2],
     )
+    return rank_by_scores(cut, search.trajectory_scores[:, :, : num_steps + 1])
 
 
 def evaluate_tasks(
     model,
     processor,
     tasks: list[dict],
-    search: SearchConfig | None = None,
+    search_config: SearchConfig | Mapping | None = None,
     budgets: Sequence[int] | None = None,
     batch_size: int = 32,
     seed: int = 0,
@@ -121,9 +110,10 @@ def evaluate_tasks(
         model ([`LPNModel`]): The model; used in evaluation mode, on the device where it is.
         processor ([`LPNProcessor`]): Turns rows into tensors and predictions into grids.
         tasks (`list[dict]`): Rows with `task_id` (each once), `train` and `test`.
-        search ([`SearchConfig`], *optional*): Settings of the search; gradient search by default.
+        search_config ([`SearchConfig`] or `dict`, *optional*): Settings of the search; those saved with the model
+            (`model.config.search`) by default.
         budgets (`Sequence[int]`, *optional*):
-            Gradient steps (or samples of a random search) to evaluate; `search` as it is if not given, or if its
+            Gradient steps (or samples of a random search) to evaluate; `search_config` as it is if not given, or if its
             method knows no budget. Where a shorter
             search is the beginning of a longer one, one search serves them all ([`shares_trajectory`]).
         batch_size (`int`, defaults to 32): Tasks solved at a time; a batch that fails is halved.
@@ -137,8 +127,8 @@ def evaluate_tasks(
         ValueError: There are no tasks, or two have the same id.
         RuntimeError: Every single task failed.
     """
-    search = search or SearchConfig()
-    budgets = [None] if budgets is None or search.method in UNBUDGETED else list(budgets)
+    search = SearchConfig.of(model.config.search if search_config is None else search_config)
+    budgets = [None] if budgets is None or search.spec.budget is None else list(budgets)
     _check_ids(tasks)
     state, start = PartialState(), time.perf_counter()
     solver = _Solver(model, processor, search, budgets, seed)
@@ -158,6 +148,69 @@ def evaluate_tasks(
     output = _summarise(tasks, records, budgets, search)
     output.seconds = {"total": time.perf_counter() - start, **solver.seconds}
     return output
+
+
+@dataclasses.dataclass
+class SearchChoice:
+    """Result of [`choose_search`].
+
+    Args:
+        search_config ([`SearchConfig`]): The best of the candidates, at its best budget.
+        rows (`list[dict]`): For every candidate and budget its settings (`search`), `scores`, `num_evaluations`, `log_prob`.
+    """
+
+    search_config: SearchConfig
+    rows: list[dict]
+
+
+def search_grid(base: SearchConfig, **values: Sequence) -> list[SearchConfig]:
+    """Every combination of settings, each over `base`: `search_grid(base, lr=[0.1, 0.3], prior_weight=[0.0, 0.01])`."""
+    combinations = itertools.product(*values.values())
+    return [base.override(**dict(zip(values, combination))) for combination in combinations]
+
+
+def choose_search(
+    model,
+    processor,
+    tasks: list[dict],
+    candidates: Sequence[SearchConfig | Mapping],
+    budgets: Sequence[int] | None = None,
+    **kwargs,
+) -> SearchChoice:
+    """Chooses the search settings of a model on validation tasks, which must be none of the tasks it is judged on.
+
+    The first attempt decides (`top_1_strict_task_accuracy`), then its pixels, then the fewer decoder evaluations. Write
+    the choice into `model.config.search` (`choice.search_config.to_dict()`) and save the model with it.
+
+    Args:
+        model ([`LPNModel`]): The model.
+        processor ([`LPNProcessor`]): Its processor.
+        tasks (`list[dict]`): Rows with known test outputs.
+        candidates (`Sequence[SearchConfig]`): Settings to compare; [`search_grid`] makes them.
+        budgets (`Sequence[int]`, *optional*): Budgets to compare for each of them; see [`evaluate_tasks`].
+        kwargs: `batch_size`, `seed` and `progress` of [`evaluate_tasks`].
+
+    Returns:
+        [`SearchChoice`]
+
+    Raises:
+        ValueError: There are no candidates, or no test output is known.
+    """
+    ranked = []
+    for search in map(SearchConfig.of, candidates):
+        for result in evaluate_tasks(model, processor, tasks, search, budgets, **kwargs).results:
+            if not result.scores:
+                raise ValueError(
+                    "no test output of the validation tasks is known; give tasks with answers to choose by"
+                )
+            at_budget = search if budgets is None else search.at_budget(result.budget)
+            quality = (result.scores["top_1_strict_task_accuracy"], result.scores["top_1_pixel_accuracy"])
+            row = {name: getattr(result, name) for name in ("scores", "num_evaluations", "log_prob")}
+            ranked.append((*quality, -result.num_evaluations, at_budget, {"search": at_budget.to_dict(), **row}))
+    if not ranked:
+        raise ValueError("there are no `candidates` to choose from; give at least one `SearchConfig`")
+    best = max(ranked, key=lambda entry: entry[:3])
+    return SearchChoice(best[3], [entry[4] for entry in ranked])
 
 
 def _check_ids(tasks) -> None:
@@ -245,7 +298,11 @@ class _Solver:
         start = time.perf_counter()
         # A fresh generator for every call: the noise of a task must not depend on the batches before it.
         generator = torch.Generator(self.model.device).manual_seed(self.seed)
-        found = self.model.search(**inputs, search=search_at_budget(self.search, budget), generator=generator)
+        found = self.model.search(
+            **inputs,
+            search_config=self.search if budget is None else self.search.at_budget(budget),
+            generator=generator,
+        )
         self.seconds["search"] += time.perf_counter() - start
         return found
 
@@ -283,7 +340,7 @@ def _summarise(tasks, records, budgets, search) -> EvaluationOutput:
         predictions = {record.task_id: record.grids[index] for record in solved}
         results.append(
             BudgetResult(
-                budget=getattr(search, BUDGET_FIELDS.get(search.method, ""), 0) if budget is None else budget,
+                budget=search.budget if budget is None else budget,
                 predictions=predictions,
                 scores=compute_arc_scores(predictions, solutions) if solutions else {},
                 num_evaluations=sum(record.num_evaluations[index] for record in solved) / len(solved),

@@ -27,14 +27,16 @@ def map_latent_space(model, processor, task: dict, search: SearchConfig, resolut
     Raises:
         ValueError: The model has one latent dimension, or the search takes no steps.
     """
-    if model.config.latent_dim < 2 or search.method != "gradient" or search.num_steps < 2:
+    if model.config.latent_dim < 2 or not search.spec.follows_path or search.budget < 2:
         raise ValueError(
-            f"a map needs 2 latent dimensions and a gradient search of 2 steps, not {model.config.latent_dim} and "
-            f"{search.method!r} with {search.num_steps} steps"
+            f"a map needs 2 latent dimensions and a search that follows a path of 2 steps, not {model.config.latent_dim} "
+            f"and {search.method!r} with {search.budget} steps; use method 'gradient'"
         )
     inputs = processor([task], return_tensors="pt").to(model.device)
     demonstrations = {name: value for name, value in inputs.items() if not name.startswith("query")}
-    found = model.search(**demonstrations, search=search, generator=torch.Generator(model.device).manual_seed(0))
+    found = model.search(
+        **demonstrations, search_config=search, generator=torch.Generator(model.device).manual_seed(0)
+    )
     latents, scores = found.trajectory_latents[0].float(), found.trajectory_log_probs[0]
     scores = torch.where(scores.isfinite(), scores, -torch.inf)
     origin, axes = _plane_of(latents[scores.max(1).values.argmax()])

@@ -5,6 +5,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer
 from transformers.trainer_utils import SchedulerType
 
+from ..lpn.modeling_lpn import LPNOutput, mean_between_pairs
 from ..lpn.search_lpn import SearchConfig
 from .evaluation import evaluate_tasks
 
@@ -12,11 +13,59 @@ from .evaluation import evaluate_tasks
 LOGGED_SCORES = ("strict_task_accuracy", "pixel_accuracy")
 
 
+@torch.no_grad()
+def describe_latents(
+    outputs: LPNOutput, pair_mask: torch.Tensor | None = None, every_latent: bool = False
+) -> dict[str, torch.Tensor]:
+    """
+    What the published code logs of the latents of a training step; each is a mean over tasks of a task's mean over its real
+    pairs.
+
+    Args:
+        outputs ([`LPNOutput`]): Of the training loss.
+        pair_mask (`torch.BoolTensor` of shape `(batch, pairs)`, *optional*): Which pairs are real; all by default.
+        every_latent (`bool`): Whether a pair was decoded with each of the other latents, not with one program.
+
+    Returns:
+        `dict[str, torch.Tensor]` of scalars:
+            `latent_mean_average`, `latent_logvar_average`, `latent_mean_norm` of a variational model: averages of the
+            posterior's parameters. `latent_norm`, `latent_cosine`, `latent_distance`: norm of the pairs' latents, cosine
+            and distance between two of a task. `program_norm`, `program_cosine`, `program_distance`: the same of the
+            latents that were decoded, after the search. `program_latent_distance`: distance from the decoded latent to the
+            latent of the pair that was left out.
+    """
+    latents, programs, mean, logvar = outputs.latents, outputs.programs, outputs.latent_mean, outputs.latent_logvar
+    if pair_mask is None:
+        pair_mask = torch.ones_like(latents[..., 0], dtype=torch.bool)
+    weights = pair_mask / pair_mask.sum(1, keepdim=True) / pair_mask.shape[0]  # (batch, pairs), sum 1
+    found = {}
+    if logvar is not None:
+        found["latent_mean_average"] = (mean.mean(-1) * weights).sum()
+        found["latent_logvar_average"] = (logvar.mean(-1) * weights).sum()
+        found["latent_mean_norm"] = (mean.norm(dim=-1) * weights).sum()
+    for name, vectors in (("latent", latents), ("program", programs)):
+        found[f"{name}_norm"] = (vectors.norm(dim=-1) * weights).sum()
+        found[f"{name}_cosine"] = mean_between_pairs(_cosines(vectors), pair_mask)
+        found[f"{name}_distance"] = mean_between_pairs(_distances(vectors), pair_mask)
+    distance = ((programs - latents).norm(dim=-1) * weights).sum()
+    found["program_latent_distance"] = found["latent_distance"] if every_latent else distance
+    return found
+
+
+def _cosines(vectors: torch.Tensor) -> torch.Tensor:
+    norms = vectors.norm(dim=-1)
+    return vectors @ vectors.transpose(1, 2) / (norms.unsqueeze(2) * norms.unsqueeze(1) + 1e-5)
+
+
+def _distances(vectors: torch.Tensor) -> torch.Tensor:
+    return (vectors.unsqueeze(2) - vectors.unsqueeze(1)).norm(dim=-1)
+
+
 class LPNTrainer(Trainer):
     """
     `Trainer` that trains an [`LPNModel`] as the published code does and evaluates it by search.
 
-    - Every scalar of [`LPNOutput`] is logged, as its mean over micro-batches and processes since the last log.
+    - Every scalar of [`LPNOutput`] and of [`describe_latents`] is logged, as its mean over micro-batches and processes since the last log.
     - Weight decay acts on every parameter, biases and embeddings included, and the learning rate of
       `constant_with_warmup` at step t (from 0) is `learning_rate * min(1, (t + 1) / (warmup_steps + 1))`.
     - Evaluation solves the rows of `eval_dataset` by latent search at every budget of `eval_budgets`.
@@ -26,7 +75,7 @@ class LPNTrainer(Trainer):
             the mean of the other pairs' latents is decoded.
         train_search_from (`int`, defaults to 0): Optimiser step from which that search is used, the mean before it. The
             paper trains its ARC model so (section 5.7), since a step without search costs less.
-        eval_search ([`SearchConfig`], *optional*): Search of the evaluation; the default is gradient search.
+        eval_search ([`SearchConfig`], *optional*): Search of the evaluation; that of `model.config.search` by default.
         eval_budgets (`tuple[int]`): Budgets to evaluate; see [`evaluate_tasks`].
         kwargs: Arguments of `Trainer`; `processing_class` is an [`LPNProcessor`], `eval_dataset` a list of task rows
             (or a dict of such lists).
@@ -52,11 +101,12 @@ class LPNTrainer(Trainer):
         torch.manual_seed(self.args.seed + self.args.process_index)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        searches = self.state.global_step >= self.train_search_from
-        outputs = model(**inputs, search=self.train_search if searches else None)
+        search = self.train_search if self.state.global_step >= self.train_search_from else None
+        outputs = model(**inputs, search_config=search)
         if model.training:
             self._count += 1
-            for name, value in outputs.items():
+            every = search is not None and SearchConfig.of(search).spec.in_training == "every"
+            for name, value in {**outputs, **describe_latents(outputs, inputs.get("pair_mask"), every)}.items():
                 if name != "loss" and torch.is_tensor(value) and value.dim() == 0:
                     self._sums[name] = self._sums.get(name, 0.0) + value.detach().float()
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
@@ -105,7 +155,7 @@ class LPNTrainer(Trainer):
             self.accelerator.unwrap_model(self.model, keep_torch_compile=False),
             self.processing_class,
             eval_dataset,
-            search=self.eval_search,
+            search_config=self.eval_search,
             budgets=self.eval_budgets,
             batch_size=self.args.per_device_eval_batch_size,
             seed=self.args.seed,

@@ -65,7 +65,7 @@ def workloads(name: str, device: str, dtype: torch.dtype):
         loss.backward()
 
     def search():
-        return model.search(*tasks, search=SearchConfig(num_steps=steps))
+        return model.search(*tasks, search_config=SearchConfig(num_steps=steps))
 
     def plain_search():
         with torch.no_grad():

@@ -1,5 +1,7 @@
 """LPNModel against the naive implementation, and what it promises about batches, masks, precision and saving."""
 
+import logging
+
 import pytest
 import torch
 
@@ -91,6 +93,8 @@ SEARCHES = {
     "gradient": SearchConfig(num_steps=3, starts="mean+pairs", num_samples=2),
     "gradient_pairs": SearchConfig(num_steps=4, starts="pairs", max_evaluations=7, lr_schedule="cosine"),
     "prior": SearchConfig(num_steps=2, starts="pairs", init="prior"),
+    "leave_one_out": SearchConfig(num_steps=3, num_samples=2, rank_by="leave_one_out", max_evaluations=17),
+    "leave_one_out_random": SearchConfig(method="random", num_samples=5, rank_by="leave_one_out"),
 }
 
 
@@ -106,7 +110,7 @@ def test_task_does_not_depend_on_batch_mates_or_padding(name):
             *(tensor[tasks, :pairs] for tensor in demonstrations),
             *(tensor[tasks] for tensor in queries),
             pair_mask,
-            search=SEARCHES[name],
+            search_config=SEARCHES[name],
             num_candidates=2,
             sample_latents=True,
             generator=torch.Generator().manual_seed(3),
@@ -115,11 +119,11 @@ def test_task_does_not_depend_on_batch_mates_or_padding(name):
     together = generate(slice(None), 5, mask)
     for task in range(4):
         single = generate(slice(task, task + 1), int(mask[task].sum()), None)
-        count = int(single.search.num_evaluations[0])
-        assert count == int(together.search.num_evaluations[task])
-        assert close(single.search.log_probs[0, :count], together.search.log_probs[task, :count], 1e-4)
-        assert together.search.log_probs[task, count:].isneginf().all()
-        assert close(single.search.latents[0, 0], together.search.latents[task, 0], 1e-4)
+        assert single.search_output.num_evaluations[0] == together.search_output.num_evaluations[task]
+        count = int(single.search_output.log_probs[0].isfinite().sum())
+        assert close(single.search_output.log_probs[0, :count], together.search_output.log_probs[task, :count], 1e-4)
+        assert together.search_output.log_probs[task, count:].isneginf().all()
+        assert close(single.search_output.latents[0, 0], together.search_output.latents[task, 0], 1e-4)
         assert torch.equal(single.output_grids[0, :, 0], together.output_grids[task, :, 0])
 
 
@@ -145,9 +149,10 @@ def test_accumulation_equals_batch(method):
     """Four micro-batches of one task, each divided by four, give the gradient of the batch of four."""
     model, (demonstrations, _) = make_model(pairwise_kl_weight=0.1), make_tasks(batch=4)
     noise = torch.randn(4, 4, 8)
-    search = SearchConfig(method=method, num_steps=2, num_samples=3)
+    settings = {"random": {"num_samples": 3}, "gradient": {"num_steps": 2, "num_samples": 3}}
+    search = SearchConfig(method=method, **settings.get(method, {}))
     search_noise = torch.randn(4, 4, 3, 8)
-    arguments = {"search": search, "sample_latents": True}
+    arguments = {"search_config": search, "sample_latents": True}
     loss = model(*demonstrations, latent_noise=noise, search_noise=search_noise, **arguments).loss
     whole = torch.autograd.grad(loss, list(model.parameters()))
     parts = 0.0
@@ -167,21 +172,21 @@ def test_second_candidate_is_another_output_where_there_is_one():
     model, (demonstrations, queries) = make_model(), make_tasks(batch=8)
     search = SearchConfig(method="random", num_samples=40, std=3.0)
     output = model.generate(
-        *demonstrations, *queries, search=search, num_candidates=2, generator=torch.Generator().manual_seed(0)
+        *demonstrations, *queries, search_config=search, num_candidates=2, generator=torch.Generator().manual_seed(0)
     )
     flat = output.output_grids.flatten(3)
     same = (flat[:, :, 0] == flat[:, :, 1]).all(-1) & (
         output.output_shapes[:, :, 0] == output.output_shapes[:, :, 1]
     ).all(-1)
     every = model.execute(
-        output.search.latents.flatten(0, 1).unsqueeze(1),
+        output.search_output.latents.flatten(0, 1).unsqueeze(1),
         *(tensor.repeat_interleave(41, 0) for tensor in queries),
     )
     distinct = (every.output_grids.view(8, 41, 2, -1) != flat[:, :, 0].unsqueeze(1)).any(-1).sum(1)
     assert not (same & (distinct > 20)).any()  # half of the visited programs write something else: one must be found
     assert not same.all()
     # A single latent can only be executed twice.
-    single = model.execute(output.search.latents[:, :1], *queries, num_candidates=2)
+    single = model.execute(output.search_output.latents[:, :1], *queries, num_candidates=2)
     assert torch.equal(single.output_grids[:, :, 0], single.output_grids[:, :, 1])
 
 
@@ -189,10 +194,10 @@ def test_query_mask_and_chunks_leave_the_rest_alone():
     model, (demonstrations, queries) = make_model(), make_tasks(batch=5)
     mask = torch.tensor([[True, True], [True, False], [True, True], [False, True], [True, False]])
     search = SearchConfig(num_steps=3, starts="mean+pairs")
-    whole = model.generate(*demonstrations, *queries, search=search)
+    whole = model.generate(*demonstrations, *queries, search_config=search)
     chunked = SearchConfig(num_steps=3, starts="mean+pairs", chunk_size=2)
-    part = model.generate(*demonstrations, *queries, query_mask=mask, search=chunked)
-    assert close(whole.search.latents, part.search.latents, 1e-4)
+    part = model.generate(*demonstrations, *queries, query_mask=mask, search_config=chunked)
+    assert close(whole.search_output.latents, part.search_output.latents, 1e-4)
     assert torch.equal(whole.output_grids[mask], part.output_grids[mask])
     assert not part.output_grids[~mask].any()
 
@@ -228,10 +233,10 @@ def test_attention_implementations_agree(implementation, device):
     search = SearchConfig(method="random", num_samples=3)
     assert close(model(*demonstrations).loss, reference(*demonstrations).loss)
     outputs = [
-        m.generate(*demonstrations, *queries, search=search, generator=torch.Generator().manual_seed(0))
+        m.generate(*demonstrations, *queries, search_config=search, generator=torch.Generator().manual_seed(0))
         for m in (model, reference)
     ]
-    assert close(outputs[0].search.log_probs, outputs[1].search.log_probs, 1e-4)
+    assert close(outputs[0].search_output.log_probs, outputs[1].search_output.log_probs, 1e-4)
     assert torch.equal(outputs[0].output_grids, outputs[1].output_grids)
 
 
@@ -242,16 +247,16 @@ def test_second_order_gradient_agrees_between_implementations_and_refuses_flex()
     for implementation in ("eager", "sdpa"):
         model = make_model()
         model.set_attn_implementation(implementation)
-        model(*demonstrations, search=search, sample_latents=True, latent_noise=noise).loss.backward()
+        model(*demonstrations, search_config=search, sample_latents=True, latent_noise=noise).loss.backward()
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
     first_order = make_model()
     search = SearchConfig(num_steps=2, lr=0.5)
-    first_order(*demonstrations, search=search, sample_latents=True, latent_noise=noise).loss.backward()
+    first_order(*demonstrations, search_config=search, sample_latents=True, latent_noise=noise).loss.backward()
     assert close(*gradients, 1e-4)
     assert not close(gradients[0], torch.cat([p.grad.flatten() for p in first_order.parameters()]), 1e-3)
     model = eager_model("flex_attention")
     with pytest.raises(ValueError, match="no second derivative"):
-        model(*demonstrations, search=SearchConfig(num_steps=1, second_order=True))
+        model(*demonstrations, search_config=SearchConfig(num_steps=1, second_order=True))
 
 
 def test_bfloat16_is_close():
@@ -261,10 +266,10 @@ def test_bfloat16_is_close():
     assert rough.loss.dtype == torch.float32
     assert abs(float(exact.loss - rough.loss)) < 0.05 * float(exact.loss)
     with torch.autocast("cpu", torch.bfloat16):
-        mixed = model(*demonstrations, search=SearchConfig(num_steps=2))
+        mixed = model(*demonstrations, search_config=SearchConfig(num_steps=2))
     mixed.loss.backward()
     assert mixed.loss.dtype == torch.float32 and abs(float(exact.loss - mixed.loss)) < 0.3 * float(exact.loss)
-    assert half.generate(*demonstrations, *queries, search=SearchConfig(num_steps=2)).output_grids.any()
+    assert half.generate(*demonstrations, *queries, search_config=SearchConfig(num_steps=2)).output_grids.any()
 
 
 def test_save_load_dropout_and_checkpointing(tmp_path):
@@ -279,18 +284,18 @@ def test_save_load_dropout_and_checkpointing(tmp_path):
 
     dropped = make_model(encoder_dropout=0.2, decoder_dropout=0.2, decoder_attention_dropout=0.2).train()
     search = SearchConfig(num_steps=2)
-    paths = [dropped.search(*demonstrations, search=search).trajectory_latents for _ in range(2)]
+    paths = [dropped.search(*demonstrations, search_config=search).trajectory_latents for _ in range(2)]
     losses = [dropped(*demonstrations, sample_latents=False).loss for _ in range(2)]
     assert dropped.decoder.training and not close(*losses, 1e-6)
     dropped.encoder.eval()
-    paths = [dropped.search(*demonstrations, search=search).trajectory_latents for _ in range(2)]
+    paths = [dropped.search(*demonstrations, search_config=search).trajectory_latents for _ in range(2)]
     assert torch.equal(*paths)  # the search itself never drops anything
 
     noise, gradients = torch.randn(3, 4, 8), []
     for checkpointing in (False, True):
         model.train().zero_grad()
-        (model.gradient_checkpointing_enable if checkpointing else model.gradient_checkpointing_disable)()
-        model(*demonstrations, search=search, latent_noise=noise).loss.backward()
+        (model.activation_checkpointing_enable if checkpointing else model.activation_checkpointing_disable)()
+        model(*demonstrations, search_config=search, latent_noise=noise).loss.backward()
         gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
         gradients.append(gradient)
     assert close(*gradients)
@@ -302,12 +307,12 @@ def test_compiled_layers_give_the_same_loss_gradients_and_grids():
     search, noise, gradients, grids = SearchConfig(num_steps=1), torch.randn(3, 4, 8), [], []
     for _ in range(2):
         model.zero_grad()
-        model(*demonstrations, search=search, latent_noise=noise, sample_latents=True).loss.backward()
+        model(*demonstrations, search_config=search, latent_noise=noise, sample_latents=True).loss.backward()
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
-        grids.append(model.generate(*demonstrations, *queries, search=search, num_candidates=2).output_grids)
+        grids.append(model.generate(*demonstrations, *queries, search_config=search, num_candidates=2).output_grids)
         model.compile_layers()
     assert close(*gradients, 1e-4) and torch.equal(*grids)
-    model(*demonstrations, search=SearchConfig(num_steps=1, second_order=True)).loss.backward()
+    model(*demonstrations, search_config=SearchConfig(num_steps=1, second_order=True)).loss.backward()
     assert set(model.state_dict()) == set(make_model("rotary").state_dict())
 
 
@@ -332,3 +337,111 @@ def test_wrong_arguments_are_explained():
     ):
         with pytest.raises(Exception, match=message):
             LPNConfig(**field)
+
+
+def test_search_settings_live_with_the_model(tmp_path):
+    demonstrations, queries = make_tasks()
+    make_model(search={"num_steps": 2, "lr": 0.3}).save_pretrained(tmp_path)
+    model = LPNModel.from_pretrained(tmp_path).eval()
+    assert model.config.search == {"num_steps": 2, "lr": 0.3}
+
+    def found(*args, **kwargs):
+        return model.generate(*demonstrations, *queries, *args, **kwargs).search_output
+
+    saved = model.search(*demonstrations)
+    assert (saved.num_evaluations == 3).all() and torch.equal(saved.latents, found().latents)
+    expected = model.search(*demonstrations, num_steps=4)
+    assert torch.equal(found(num_steps=4).latents, expected.latents)
+    explicit = found(search_config=SearchConfig(num_steps=4, lr=0.3))
+    assert torch.equal(explicit.latents, expected.latents)
+    assert torch.equal(found(search_config={"num_steps": 4, "lr": 0.3}).latents, expected.latents)
+    assert (found(search_config={}).num_evaluations == 101).all()  # all of them given: none
+    assert (found(method="mean").num_evaluations == 1).all()  # what it does not read of the saved ones is left out
+    with pytest.raises(TypeError, match="did you mean `num_steps`"):
+        found(num_step=4)
+    with pytest.raises(TypeError, match="give the settings as `search_config`"):
+        found(search=SearchConfig())
+    with pytest.raises(ValueError, match="method 'mean' does not read it"):
+        found(method="mean", num_steps=4)
+    assert make_model().config.search is None
+    assert (make_model().search(*demonstrations).num_evaluations == 101).all()
+    for wrong, message in (({"num_step": 3}, "did you mean `num_steps`"), ({"lr": -1.0}, "use a positive number")):
+        with pytest.raises(Exception, match=message):
+            LPNConfig(search=wrong)
+    # The training loss has its own search: without one the mean of the other pairs is decoded.
+    assert torch.equal(model(*demonstrations).loss, model(*demonstrations, search_config={"method": "mean"}).loss)
+
+
+def test_weights_that_give_no_numbers_are_reported(caplog, monkeypatch):
+    model, (demonstrations, queries) = make_model(), make_tasks()
+    monkeypatch.setattr(logging.getLogger("modeling_lpn"), "propagate", True)
+    with torch.no_grad():
+        model.decoder.grid_head.weight.fill_(torch.nan)
+    output = model.generate(*demonstrations, *queries, num_steps=1)
+    assert output.search_output.num_nonfinite.tolist() == output.search_output.num_evaluations.tolist() == [2, 2, 2]
+    assert "6 of 6 log-likelihoods of the search are no finite number" in caplog.text
+    assert "for 3 of 3 tasks none is" in caplog.text
+
+
+def test_leave_one_out_ranks_by_what_searches_without_a_pair_reach_on_it():
+    model, (demonstrations, _) = make_model(), make_tasks(batch=2, num_pairs=3)
+    config = SearchConfig(num_steps=4, lr=0.5, num_samples=2, prior_weight=0.1)
+    noise = {"generator": torch.Generator().manual_seed(0)}
+    plain = model.search(*demonstrations, search_config=config, **noise)
+    found = model.search(
+        *demonstrations, search_config=config, rank_by="leave_one_out", generator=noise["generator"].manual_seed(0)
+    )
+    expected = torch.zeros(2, 3, 5)
+    for pair in range(3):
+        kept, held_out = [0, 1, 2][:pair] + [0, 1, 2][pair + 1 :], slice(pair, pair + 1)
+        fold = model.search(
+            *(tensor[:, kept] for tensor in demonstrations),
+            search_config=config,
+            generator=noise["generator"].manual_seed(0),
+        )
+        visited = fold.trajectory_latents.flatten(1, 2)
+        values = model.log_prob(visited, *(tensor[:, held_out] for tensor in demonstrations))
+        expected += values.detach().view(2, 3, 5) / 3
+    assert close(found.trajectory_scores, expected, 1e-4)
+    assert close(found.trajectory_latents, plain.trajectory_latents, 1e-5)
+    best = expected.flatten(1).argmax(1)
+    assert close(found.latents[:, 0], plain.trajectory_latents.flatten(1, 2)[[0, 1], best], 1e-5)
+    assert close(found.log_probs[:, 0], plain.trajectory_log_probs.flatten(1)[[0, 1], best], 1e-4)
+    assert found.num_evaluations.tolist() == (4 * plain.num_evaluations).tolist() == [60, 60]
+    # Budget: 23 pays for 5 visited latents four times; a task with one pair has nothing to leave out.
+    limited = SearchConfig(num_steps=9, rank_by="leave_one_out", max_evaluations=23)
+    assert model.search(*demonstrations, search_config=limited).num_evaluations.tolist() == [20, 20]
+    assert model.search(*demonstrations, search_config=limited, max_evaluations=3).num_evaluations.tolist() == [3, 3]
+    single = [tensor[:, :1] for tensor in demonstrations]
+    assert torch.equal(
+        model.search(*single, search_config=limited).latents,
+        model.search(*single, search_config=limited, rank_by="fit").latents,
+    )
+    with pytest.raises(ValueError, match="leaves pairs out itself"):
+        model(*demonstrations, search_config=limited)
+
+
+def test_grids_that_the_model_cannot_read_are_explained():
+    model, (demonstrations, (queries, query_shapes)) = make_model(), make_tasks()
+    inputs, outputs, input_shapes, output_shapes = demonstrations
+    bright, dark = inputs.clone(), outputs.clone()
+    bright[0, 0, 0, 0], dark[0, 0, 0, 0] = 10, -1
+    with pytest.raises(ValueError, match="`input_grids` holds colours from 0 to 10; the model knows 0 to 9"):
+        model(bright, outputs, input_shapes, output_shapes)
+    with pytest.raises(ValueError, match="`output_grids` holds colours from -1 to 9"):
+        model.encode(inputs, dark, input_shapes, output_shapes)
+    large = torch.nn.functional.pad(queries, (0, 4))
+    for shapes, grids in ((query_shapes + torch.tensor([0, 4]), large), (query_shapes + 4, queries)):
+        with pytest.raises(ValueError, match="`query_shapes` reach from .* the model reads 1 x 1 to 6 x 5"):
+            model.generate(*demonstrations, grids, shapes, method="mean")
+    with pytest.raises(ValueError, match="`output_shapes` reach from 0 "):
+        model.log_prob(torch.zeros(3, 1, 8), inputs, outputs, input_shapes, output_shapes * 0)
+
+
+def test_demonstrations_are_made_and_checked_once(monkeypatch):
+    model, (demonstrations, queries) = make_model(), make_tasks()
+    calls, original = [], model._demonstrations
+    monkeypatch.setattr(model, "_demonstrations", lambda *args: calls.append(1) or original(*args))
+    model.generate(*demonstrations, *queries, num_steps=1)
+    model(*demonstrations)
+    assert len(calls) == 2

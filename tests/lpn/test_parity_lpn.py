@@ -17,8 +17,10 @@ from safetensors.torch import load_file
 from transformers import AutoModel
 
 from modeling_lpn import LPNModel, SearchConfig
+from modeling_lpn.lpn.search_lpn import SEARCH_METHODS
 from modeling_lpn.lpn.transformer_lpn import GridPairs
 from modeling_lpn.tasks.flax_checkpoints import convert_config, convert_parameters, read_msgpack
+from modeling_lpn.tasks.trainer import describe_latents
 
 
 REFERENCE = Path(os.environ.get("LPN_REFERENCE", Path(__file__).parents[1] / "reference" / "lpn"))
@@ -80,7 +82,10 @@ class Case:
         settings["second_order"] = not kwargs.get("stop_gradient_latent_move", True)
         if kwargs.get("include_all_latents"):
             settings["starts"] = "mean+pairs" if kwargs.get("include_mean_latent", True) else "pairs"
-        return SearchConfig(clip="batch", **{**settings, **extra})
+        settings |= {"clip": "batch", **extra}
+        unread = {"adam": {"momentum"}, "sgd": {"beta1", "beta2"}}[settings["optimizer"]]
+        spec = SEARCH_METHODS[settings["method"]]
+        return SearchConfig(**{n: v for n, v in settings.items() if spec.is_read(n) and n not in unread})
 
 
 @cache
@@ -150,7 +155,11 @@ def test_log_prob_of_a_task(case):
     assert recorded
 
 
-def published_metrics(output):
+VARIATIONAL_ONLY = ("latent_mean_average", "latent_logvar_average", "latent_mean_norm")
+
+
+def published_metrics(output, every):
+    latents = dict.fromkeys(VARIATIONAL_ONLY) | describe_latents(output, every_latent=every)
     return {
         "total_loss": output.reconstruction_loss,
         "shape_row_loss": output.row_loss,
@@ -158,16 +167,16 @@ def published_metrics(output):
         "grid_loss": output.grid_loss,
         "prior_kl": output.prior_kl,
         "pairwise_kl": output.pairwise_kl,
-        "latents_mu": output.latent_mean_average,
-        "latents_logvar": output.latent_logvar_average,
-        "norm_latents_mu": output.latent_mean_norm,
-        "latents_norm": output.latent_norm,
-        "cosine_between_latents": output.latent_cosine,
-        "distance_between_latents": output.latent_distance,
-        "context_norm": output.program_norm,
-        "cosine_between_contexts": output.program_cosine,
-        "distance_between_contexts": output.program_distance,
-        "distance_context_latents": output.program_latent_distance,
+        "latents_mu": latents["latent_mean_average"],
+        "latents_logvar": latents["latent_logvar_average"],
+        "norm_latents_mu": latents["latent_mean_norm"],
+        "latents_norm": latents["latent_norm"],
+        "cosine_between_latents": latents["latent_cosine"],
+        "distance_between_latents": latents["latent_distance"],
+        "context_norm": latents["program_norm"],
+        "cosine_between_contexts": latents["program_cosine"],
+        "distance_between_contexts": latents["program_distance"],
+        "distance_context_latents": latents["program_latent_distance"],
     }
 
 
@@ -178,11 +187,15 @@ def test_training_modes(case):
         noise = case.arrays.get("in/eps2" if search.init == "prior" else "in/eps")
         search_noise = case["in/rs_call_vectors"][:, :, 0] if search.method == "random" else None
         output = case.model(
-            *case.demonstrations, search=search, sample_latents=True, latent_noise=noise, search_noise=search_noise
+            *case.demonstrations,
+            search_config=search,
+            sample_latents=True,
+            latent_noise=noise,
+            search_noise=search_noise,
         )
         tolerance = 1e-4 if search.method == "gradient" else 1e-5
         case.close(f"call/{mode}/loss", output.loss, tolerance)
-        metrics = published_metrics(output)
+        metrics = published_metrics(output, mode == "all")
         for name in [name for name in case.arrays if name.startswith(f"call/{mode}/metrics/")]:
             case.close(name, metrics[name.rsplit("/", 1)[1]], tolerance)
         if f"call/{mode}/context" in case.arrays:
@@ -195,8 +208,8 @@ def run_search(case, prefix, latents, noise=None):
         demonstrations, latents = tuple(tensor[:1] for tensor in case.demonstrations), latents[:1]
     else:
         demonstrations = case.demonstrations
-    pairs, mask = case.model._flatten(*demonstrations, None)
-    return case.model._search(latents, mask, pairs, mask.nonzero()[:, 0], search, noise)
+    pairs, tasks, mask = case.model._demonstrations(*demonstrations, None)
+    return case.model._search(latents, mask, pairs, tasks, search, noise)
 
 
 def compare_search(case, prefix, found):
@@ -232,9 +245,9 @@ def test_generation(case):
             noise = case.arrays.get("in/eps2" if search.init == "prior" else "in/eps")
             encoded = case.model.encode(*case.demonstrations, sample_latents=True, latent_noise=noise)
             latents = noise if search.init == "prior" else encoded.latents
-            pairs, mask = case.model._flatten(*case.demonstrations, None)
+            pairs, tasks, mask = case.model._demonstrations(*case.demonstrations, None)
             samples = case["in/rs_vectors_gen"][:, 0] if search.method == "random" else None
-            found = case.model._search(latents.detach(), mask, pairs, mask.nonzero()[:, 0], search, samples)
+            found = case.model._search(latents.detach(), mask, pairs, tasks, search, samples)
             case.close(f"{prefix}/context", found.latents[:, 0], 1e-4)
             output = case.model.execute(found.latents, *case.queries)
         compare_grids(case, prefix, output, 1)
@@ -277,7 +290,7 @@ def test_gradients(mode):
     config = case.model.config
     case.model.zero_grad()
     output = case.model(
-        *case.demonstrations, search=GRADIENT_SEARCHES[mode], sample_latents=True, latent_noise=case["in/eps"]
+        *case.demonstrations, search_config=GRADIENT_SEARCHES[mode], sample_latents=True, latent_noise=case["in/eps"]
     )
     output.loss.backward()
     flax = {name.split("/", 2)[2]: name for name in recorded if name.startswith(f"grad/{mode}/")}

@@ -1,12 +1,22 @@
 """What every latent search promises, on a toy log-likelihood, for each line of SEARCH_METHODS."""
 
+import copy
 import math
+import pickle
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 
 from modeling_lpn import SearchConfig
-from modeling_lpn.lpn.search_lpn import SEARCH_METHODS, search_latents, start_latents
+from modeling_lpn.lpn.search_lpn import (
+    SEARCH_METHODS,
+    SearchMethod,
+    rank_visited,
+    search_latents,
+    start_latents,
+    starts_only,
+)
 
 
 TARGETS = torch.randn(4, 1, 6, generator=torch.Generator().manual_seed(0))
@@ -31,7 +41,11 @@ def run(config, rows=slice(None), seed=0, log_prob=None):
 
 
 def config_of(method, **extra):
-    return SearchConfig(**{"method": method, "num_steps": 6, "num_samples": 9, "starts": "mean+pairs", **extra})
+    """A config with those of these settings that the method reads."""
+    settings = {"num_steps": 6, "num_samples": 9, "starts": "mean+pairs", **extra}
+    return SearchConfig(
+        method=method, **{name: value for name, value in settings.items() if SEARCH_METHODS[method].is_read(name)}
+    )
 
 
 @pytest.mark.parametrize("method", SEARCH_METHODS)
@@ -49,7 +63,23 @@ class TestEveryMethod:
         assert torch.equal(visited.isfinite().sum(1), found.num_evaluations)
         assert torch.allclose(visited.nan_to_num(-math.inf).max(1).values, found.log_probs[:, 0])
 
-    @pytest.mark.parametrize("limit", [6, 7, 13, 40])
+    def test_spends_what_it_is_given(self, method):
+        field = SEARCH_METHODS[method].budget
+        single = {"starts": "mean", "num_samples": 0, "num_steps": 0}
+        if field is None:
+            config = config_of(method, **single)
+            assert torch.equal(run(config).num_evaluations, start_latents(LATENTS, MASK, config)[1].sum(1))
+            return
+        assert SEARCH_METHODS[method].is_read(field), "a method reads its own budget"
+        for budget in (0, 1, 8):
+            log_prob = Counter()
+            config = config_of(method, **{**single, field: budget})
+            spent = run(config, log_prob=log_prob).num_evaluations
+            assert (spent == budget + 1).all() and log_prob.candidates == budget + 1
+            assert config.budget == budget and config.at_budget(3).budget == 3
+        assert SearchConfig(method=method).budget > 0
+
+    @pytest.mark.parametrize("limit", [1, 2, 5, 6, 7, 13, 40])
     def test_keeps_its_budget(self, method, limit):
         log_prob = Counter()
         found = run(config_of(method, max_evaluations=limit), log_prob=log_prob)
@@ -61,7 +91,9 @@ class TestEveryMethod:
         first, second = run(config_of(method)), run(config_of(method))
         assert torch.equal(first.latents, second.latents) and torch.equal(first.log_probs, second.log_probs)
 
-    @pytest.mark.parametrize("extra", [{}, {"max_evaluations": 11}, {"starts": "pairs"}, {"starts": "mean"}])
+    @pytest.mark.parametrize(
+        "extra", [{}, {"max_evaluations": 11}, {"max_evaluations": 3}, {"starts": "pairs"}, {"starts": "mean"}]
+    )
     def test_row_does_not_depend_on_its_batch_mates(self, method, extra):
         config = config_of(method, lr_schedule="cosine", **extra)
         together = run(config)
@@ -127,7 +159,8 @@ def test_clip_over_the_batch_couples_tasks_and_over_a_task_does_not():
 
 def test_adam_and_momentum_against_a_plain_loop():
     for optimizer, momentum in (("adam", 0.0), ("sgd", 0.7)):
-        config = SearchConfig(num_steps=5, optimizer=optimizer, momentum=momentum, clip="none", lr=0.3, beta2=0.99)
+        own = {"momentum": momentum} if optimizer == "sgd" else {"beta2": 0.99}
+        config = SearchConfig(num_steps=5, optimizer=optimizer, clip="none", lr=0.3, **own)
         found = run(config)
         latent, first, second = LATENTS[0].mean(0), torch.zeros(6), torch.zeros(6)
         for step in range(1, 6):
@@ -161,6 +194,16 @@ def test_gradient_reaches_the_start_with_and_without_second_order():
         ({"lr": 0.0}, "`lr` is 0.0; use a positive number"),
         ({"beta1": 1.0}, r"`beta1` is 1.0; use a number in \[0, 1\)"),
         ({"clip": "norm"}, "known: task, batch, none"),
+        ({"num_steps": 2.5}, "`num_steps` is 2.5; use a whole number"),
+        ({"num_steps": True}, "`num_steps` is True; use a whole number"),
+        ({"num_steps": "3"}, "`num_steps` is '3'; use a whole number"),
+        ({"num_steps": None}, "`num_steps` is None; use a whole number"),
+        ({"max_evaluations": 0}, "`max_evaluations` is 0; use 1 or more"),
+        ({"lr": math.inf}, "`lr` is inf; use a finite number"),
+        ({"lr": False}, "`lr` is False; use a finite number"),
+        ({"momentum": math.nan}, "`momentum` is nan; use a finite number"),
+        ({"second_order": "no"}, "`second_order` is 'no'; use True or False"),
+        ({"starts": ["mean"]}, r"`starts` is \['mean'\]; use a name"),
     ],
 )
 def test_wrong_settings_are_explained(settings, message):
@@ -168,6 +211,145 @@ def test_wrong_settings_are_explained(settings, message):
         SearchConfig(**settings)
 
 
-def test_a_budget_below_the_starts_is_explained():
-    with pytest.raises(ValueError, match="there are 6 latents to start from"):
-        run(config_of("gradient", max_evaluations=5))
+def test_a_misspelt_setting_names_the_nearest():
+    for call in (lambda: SearchConfig(num_step=3), lambda: SearchConfig().override(num_step=3)):
+        with pytest.raises(TypeError, match="`num_step` is no search setting; did you mean `num_steps`"):
+            call()
+    with pytest.raises(TypeError, match="`search_config` is 3, a int; give a `SearchConfig` or a dict"):
+        SearchConfig.of(3)
+
+
+@pytest.mark.parametrize("method", SEARCH_METHODS)
+def test_a_setting_that_the_method_does_not_read_is_refused(method):
+    for name, value in asdict(SearchConfig(max_evaluations=9, chunk_size=2)).items():
+        if SEARCH_METHODS[method].is_read(name):
+            allowed = {"momentum": {"optimizer": "sgd"}, "lr_schedule_exponent": {"lr_schedule": "cosine"}}
+            SearchConfig(**{"method": method, name: value if name != "method" else method, **allowed.get(name, {})})
+        else:
+            with pytest.raises(ValueError, match=f"`{name}` is .* method '{method}' does not read it; leave it out"):
+                SearchConfig(method=method, **{name: value})
+
+
+def test_a_setting_that_a_choice_does_not_read_is_refused():
+    with pytest.raises(ValueError, match="`momentum` is 0.5, but `optimizer` 'adam' does not read it.*'sgd'"):
+        SearchConfig(momentum=0.5)
+    with pytest.raises(ValueError, match="`max_grad_norm` is 1.0, but `clip` 'none' does not read it"):
+        SearchConfig(clip="none", max_grad_norm=1.0)
+
+
+def test_what_was_given_survives_copies_and_overrides():
+    config = SearchConfig(lr=0.3, num_steps=100, optimizer="sgd", momentum=0.5)
+    assert config.to_dict() == {"num_steps": 100, "lr": 0.3, "optimizer": "sgd", "momentum": 0.5}
+    for same in (copy.deepcopy(config), pickle.loads(pickle.dumps(config)), SearchConfig(**config.to_dict())):
+        assert same == config and same.to_dict() == config.to_dict()
+    assert replace(config, lr=0.2).to_dict() == {"lr": 0.2, "optimizer": "sgd", "momentum": 0.5}
+    assert replace(SearchConfig(method="mean"), chunk_size=3).to_dict() == {"method": "mean", "chunk_size": 3}
+    assert config.override(method="mean").to_dict() == {"method": "mean"}
+    assert config.override(optimizer="adam").to_dict() == {"num_steps": 100, "lr": 0.3, "optimizer": "adam"}
+    assert SearchConfig.of(None) == SearchConfig() and SearchConfig.of({"lr": 0.2}).lr == 0.2
+    with pytest.raises(ValueError, match="method 'mean' does not read it"):
+        config.override(method="mean", lr=0.2)
+
+
+def test_each_task_pays_for_the_starts_it_can():
+    found = run(config_of("gradient", max_evaluations=5, num_samples=0))
+    assert found.num_evaluations.tolist() == [5, 3, 4, 5]  # 5 of 6 starts; 3 starts, no step; 2 starts, 1 step; 5 of 5
+    starts, _ = start_latents(LATENTS, MASK, SearchConfig(starts="mean+pairs"))
+    only = run(config_of("gradient", max_evaluations=1, num_samples=0))
+    assert torch.equal(only.latents[:, 0], starts[:, 0])  # the mean comes first
+
+
+@pytest.mark.parametrize("method", [name for name in SEARCH_METHODS if SEARCH_METHODS[name].is_read("prior_weight")])
+def test_a_pull_towards_the_prior(method):
+    config = config_of(method, prior_weight=0.5)
+    found = run(config)
+
+    def objective(latents):
+        return Counter()(latents) - 0.25 * latents.square().sum(-1)
+
+    finite = found.scores.isfinite()
+    assert torch.allclose(found.scores[finite], objective(found.latents)[finite], atol=1e-4)
+    assert torch.allclose(found.log_probs[finite], Counter()(found.latents)[finite], atol=1e-4)
+    assert (found.scores.diff(dim=1).nan_to_num(-1.0) <= 0).all()
+    by_hand = run(config_of(method), log_prob=objective)
+    assert torch.allclose(found.latents, by_hand.latents) and torch.allclose(found.scores, by_hand.log_probs)
+    if SEARCH_METHODS[method].follows_path:  # the maximum of the sum: 4 of 5 parts of the way
+        found = run(SearchConfig(num_steps=300, lr=0.05, prior_weight=0.5))
+        assert torch.allclose(found.latents[:, 0], 0.8 * TARGETS[:, 0], atol=0.02)
+
+
+def test_leave_one_out_is_the_models_business_and_starts_at_the_mean():
+    with pytest.raises(ValueError, match="needs the pairs one by one"):
+        run(SearchConfig(rank_by="leave_one_out"))
+    with pytest.raises(ValueError, match="`starts` is 'pairs': without one pair"):
+        SearchConfig(rank_by="leave_one_out", starts="pairs")
+
+
+def hill_climb(problem, config):
+    """A toy method: a random walk from the mean."""
+    place = torch.where(problem.start_mask[..., :1].unsqueeze(-1), problem.starts[:, :1], 0)
+    path, values = [place], [problem.log_prob(place)]
+    for step in range(problem.noise.shape[1]):
+        tried = path[-1] + config.std * problem.noise[:, step : step + 1]
+        path.append(tried.expand_as(place))
+        values.append(problem.log_prob(path[-1]))
+    visited = torch.stack(path, 2)
+    counted = torch.arange(visited.shape[2]).expand(len(place), 1, -1)
+    limit = len(path) if problem.limit is None else problem.limit[:, None, None]
+    return rank_visited(visited, torch.stack(values, 2), counted < limit)
+
+
+READS = frozenset({"num_samples", "std", "max_evaluations", "chunk_size", "init", "prior_weight"})
+
+
+def properties(method):
+    suite = TestEveryMethod()
+    suite.test_ranks_what_it_visited_and_is_never_worse_than_the_start(method)
+    suite.test_spends_what_it_is_given(method)
+    for limit in (1, 5, 40):
+        suite.test_keeps_its_budget(method, limit)
+    suite.test_same_generator_same_result(method)
+    for extra in ({}, {"max_evaluations": 3}):
+        suite.test_row_does_not_depend_on_its_batch_mates(method, extra)
+
+
+def test_a_new_method_needs_one_line(monkeypatch):
+    line = SearchMethod(hill_climb, READS, budget="num_samples", starts="mean", defaults={"num_samples": 5})
+    monkeypatch.setitem(SEARCH_METHODS, "climb", line)
+    properties("climb")
+    assert SearchConfig(method="climb").num_samples == 5
+    test_a_setting_that_the_method_does_not_read_is_refused("climb")
+
+
+@pytest.mark.parametrize(
+    "function,reads,budget",
+    [
+        (hill_climb, READS - {"num_samples"}, "num_samples"),  # gets no noise
+        (starts_only, READS, "num_samples"),  # ignores its budget
+        (
+            lambda problem, config: hill_climb(
+                problem._replace(limit=None, noise=problem.noise.repeat(1, 2, 1)), config
+            ),
+            READS,
+            "num_samples",
+        ),
+        (
+            lambda problem, config: hill_climb(problem._replace(noise=torch.randn(1, 99, 6)), config),
+            READS,
+            "num_samples",
+        ),
+        (
+            lambda problem, config: hill_climb(
+                problem._replace(starts=problem.starts.mean(0, True).expand_as(problem.starts)), config
+            ),
+            READS,
+            "num_samples",
+        ),
+    ],
+    ids=["undeclared", "spends_nothing", "overspends", "own_noise", "mixes_rows"],
+)
+def test_a_wrong_method_is_caught(function, reads, budget, monkeypatch):
+    line = SearchMethod(function, reads, budget=budget, starts="mean", defaults={"num_samples": 5})
+    monkeypatch.setitem(SEARCH_METHODS, "wrong", line)
+    with pytest.raises((AssertionError, RuntimeError)):
+        properties("wrong")

@@ -220,6 +220,30 @@ def test_evaluation_writes_results_submission_and_pictures_and_two_processes_agr
     assert not (tmp_path / "two" / "pictures").exists()
 
 
+def test_search_settings_are_chosen_and_saved_with_the_model(trained, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "model"
+    shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("checkpoint-*"))
+    before = json.loads((folder / "config.json").read_text())
+    settings = {**TINY_EVALUATION, "num_pictures": 0, "num_maps": 0, "model_name_or_path": folder}
+    settings |= {
+        "output_dir": tmp_path / "out",
+        "tasks": "pattern",
+        "num_validation_tasks": 4,
+        "choose_search": "true",
+    }
+    settings |= {"choose_prior_weight": [0.0, 0.1], "choose_rank_by": ["fit", "leave_one_out"], "save_search": "true"}
+    call(evaluate, monkeypatch, *flags(settings))
+    after = json.loads((folder / "config.json").read_text())
+    assert {"num_steps", "lr", "prior_weight", "rank_by"} == set(after["search"]) and after["search"]["lr"] == 0.5
+    assert {**after, "search": None} == {**before, "search": None}
+    assert "chosen on 4 validation tasks" in capsys.readouterr().out
+    assert AutoModel.from_pretrained(folder).config.search == after["search"]
+    with pytest.raises(ValueError, match="choose on other tasks than you judge by"):
+        call(evaluate, monkeypatch, *flags(settings, validation_seed=1_000_000))
+    with pytest.raises(ValueError, match="`save_search` needs `choose_search`"):
+        call(evaluate, monkeypatch, *flags(settings, choose_search="false"))
+
+
 def test_evaluation_of_task_files_without_answers(trained, tmp_path, monkeypatch, capsys):
     tasks = tasks_from_stream(TaskStream(PatternTask(4, 4, 4, 2), 3), 3)
     challenges = {t["task_id"]: {"train": t["train"], "test": [{"input": t["test"][0]["input"]}]} for t in tasks}

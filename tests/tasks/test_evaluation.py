@@ -7,7 +7,7 @@ import torch
 
 from modeling_lpn import LPNConfig, LPNModel, LPNProcessor, PatternTask, SearchConfig, TaskStream
 from modeling_lpn.runs import describe_run
-from modeling_lpn.tasks.evaluation import evaluate_tasks, first_steps, search_at_budget, shares_trajectory
+from modeling_lpn.tasks.evaluation import choose_search, evaluate_tasks, first_steps, search_grid, shares_trajectory
 from modeling_lpn.tasks.latent_maps import map_latent_space
 from modeling_lpn.tasks.stream import tasks_from_stream
 
@@ -55,6 +55,7 @@ def run(model, processor, tasks, search, budgets=None, **kwargs):
         SearchConfig(lr=0.5, optimizer="sgd", momentum=0.5, starts="mean+pairs"),
         SearchConfig(lr=0.3, num_samples=2, starts="pairs", clip="none"),
         SearchConfig(lr=0.3, lr_schedule="cosine"),
+        SearchConfig(lr=0.3, rank_by="leave_one_out", prior_weight=0.1),
         SearchConfig(method="random"),
     ],
 )
@@ -63,7 +64,7 @@ def test_a_list_of_budgets_equals_separate_searches(model, processor, search):
     together = run(model, processor, tasks, search, BUDGETS)
     assert [result.budget for result in together.results] == BUDGETS
     for result in together.results:
-        alone = run(model, processor, tasks, search_at_budget(search, result.budget))
+        alone = run(model, processor, tasks, search.at_budget(result.budget))
         assert vars(alone.results[0]) == vars(result)
         if result.budget == max(BUDGETS):
             assert alone.trajectories == together.trajectories
@@ -85,7 +86,10 @@ def test_first_steps_ranks_as_the_search_does(model, processor):
     inputs = processor(make_tasks())
     inputs = {name: value for name, value in inputs.items() if not name.startswith("query")}
     search = SearchConfig(num_steps=9, starts="mean+pairs", lr=0.4)
-    full, short = model.search(**inputs, search=search), model.search(**inputs, search=replace(search, num_steps=4))
+    full, short = (
+        model.search(**inputs, search_config=search),
+        model.search(**inputs, search_config=replace(search, num_steps=4)),
+    )
     cut = first_steps(full, 4)
     for name in ("latents", "log_probs", "trajectory_latents", "trajectory_log_probs", "num_evaluations"):
         assert torch.equal(torch.nan_to_num(cut[name]), torch.nan_to_num(short[name])), name
@@ -212,7 +216,7 @@ def test_latent_map_shows_the_log_likelihood_and_the_way_to_the_best(model, proc
     side = torch.linspace(low, high, 7)
     corner = model.log_prob(torch.tensor([[[side[6], side[1]]]]), **inputs)  # column 6, row 1
     assert drawn["log_probs"][1, 6] == pytest.approx(corner.item(), abs=1e-4)
-    found = model.search(**inputs, search=search)
+    found = model.search(**inputs, search_config=search)
     assert drawn["paths"][0][-1].tolist() == pytest.approx(found.latents[0, 0].tolist())
 
 
@@ -222,11 +226,11 @@ def test_a_map_of_more_dimensions_is_the_plane_of_the_path(processor):
     task, search = make_tasks(1)[0], SearchConfig(num_steps=2, lr=0.5)  # two steps lie in a plane
     drawn = map_latent_space(model, processor, task, search, resolution=5)
     inputs = {name: value for name, value in processor([task]).items() if not name.startswith("query")}
-    visited = model.search(**inputs, search=search).trajectory_latents[0, 0]
+    visited = model.search(**inputs, search_config=search).trajectory_latents[0, 0]
     lengths = torch.from_numpy(drawn["paths"][0]).norm(dim=1)
     assert torch.allclose(lengths, (visited - visited[0]).norm(dim=1)[: len(lengths)], atol=1e-5)
     assert drawn["extent"][1] - drawn["extent"][0] == pytest.approx(drawn["extent"][3] - drawn["extent"][2])
-    with pytest.raises(ValueError, match="2 latent dimensions and a gradient search"):
+    with pytest.raises(ValueError, match="2 latent dimensions and a search that follows a path"):
         map_latent_space(model, processor, task, SearchConfig(method="mean"))
 
 
@@ -235,3 +239,39 @@ def test_a_run_is_described():
     assert record["seed"] == 7 and record["versions"]["torch"] == torch.__version__
     assert {"command", "date", "git_commit", "hardware"} <= set(record)
     assert record["hardware"]["processes"] == 1
+
+
+def test_search_settings_are_chosen_on_validation_tasks(model, processor):
+    """One candidate solves a task by construction: its own answer is the truth."""
+    tasks, search = make_tasks(4), SearchConfig(lr=0.5)
+    candidates = search_grid(search, prior_weight=[0.0, 5.0], rank_by=["fit", "leave_one_out"])
+    assert [c.to_dict() for c in candidates[1:3]] == [
+        {"lr": 0.5, "prior_weight": 0.0, "rank_by": "leave_one_out"},
+        {"lr": 0.5, "prior_weight": 5.0, "rank_by": "fit"},
+    ]
+    answers = run(model, processor, tasks, candidates[2], [6]).results[0].predictions
+    solved = copy.deepcopy(tasks)
+    for task in solved:
+        for pair, attempts in zip(task["test"], answers[task["task_id"]]):
+            pair["output"] = attempts[0]
+    choice = choose_search(model, processor, solved, candidates, [0, 6], progress=False)
+    assert len(choice.rows) == 8
+    best = max(row["scores"]["top_1_strict_task_accuracy"] for row in choice.rows)
+    equal = [row for row in choice.rows if row["scores"]["top_1_strict_task_accuracy"] == best]
+    chosen = next(row for row in choice.rows if row["search"] == choice.search_config.to_dict())
+    assert best == 1.0 and chosen in equal
+    assert chosen["num_evaluations"] == min(row["num_evaluations"] for row in equal)
+    with pytest.raises(ValueError, match="no `candidates` to choose from"):
+        choose_search(model, processor, solved, [], progress=False)
+    hidden = [{**task, "test": [{"input": pair["input"]} for pair in task["test"]]} for task in tasks]
+    with pytest.raises(ValueError, match="no test output of the validation tasks is known"):
+        choose_search(model, processor, hidden, candidates, progress=False)
+
+
+def test_evaluation_searches_as_the_model_says(processor):
+    model = LPNModel(LPNConfig(max_rows=8, max_cols=8, latent_dim=2, search={"num_steps": 3, "lr": 0.5})).eval()
+    tasks = make_tasks(2)
+    assert run(model, processor, tasks, None).results[0].num_evaluations == 4
+    assert run(model, processor, tasks, {"method": "mean"}).results[0].num_evaluations == 1
+    saved, given = run(model, processor, tasks, None, [2]), run(model, processor, tasks, SearchConfig(lr=0.5), [2])
+    assert saved.trajectories == given.trajectories

@@ -135,7 +135,16 @@ def test_every_component_is_logged_as_its_mean(tmp_path):
     )
     trainer.train()
     first, second = (log for log in trainer.state.log_history if "loss" in log)
-    for name in ("reconstruction_loss", "row_loss", "col_loss", "grid_loss", "prior_kl", "pairwise_kl", "latent_norm"):
+    for name in (
+        "reconstruction_loss",
+        "row_loss",
+        "col_loss",
+        "grid_loss",
+        "prior_kl",
+        "pairwise_kl",
+        "latent_norm",
+        "program_cosine",
+    ):
         assert name in first and first[name] != second[name]
     total = first["reconstruction_loss"] + 1e-4 * first["prior_kl"]
     assert first["loss"] == pytest.approx(total, rel=1e-4)
@@ -144,7 +153,9 @@ def test_every_component_is_logged_as_its_mean(tmp_path):
 def test_search_begins_at_the_given_step(tmp_path, monkeypatch):
     model, search, seen = tiny_model(), SearchConfig(method="gradient", num_steps=1), []
     forward = model.forward
-    monkeypatch.setattr(model, "forward", lambda **inputs: (seen.append(inputs["search"]), forward(**inputs))[1])
+    monkeypatch.setattr(
+        model, "forward", lambda **inputs: (seen.append(inputs["search_config"]), forward(**inputs))[1]
+    )
     trainer_of(model, tmp_path, train_search=search, train_search_from=3).train()
     assert seen == [None, None, None, search]
 
