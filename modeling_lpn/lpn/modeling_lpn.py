@@ -173,6 +173,13 @@ class LPNModel(LPNPreTrainedModel):
         self.decoder = LPNDecoder(config)
         self.post_init()
 
+    def get_input_embeddings(self) -> nn.Module:
+        """Table of the colours that the encoder reads; the decoder has its own, `model.decoder.color_embedding`."""
+        return self.encoder.color_embedding
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.encoder.color_embedding = value
+
     def compile_layers(self, **kwargs):
         """
         Compiles every transformer layer in place with `torch.compile(**kwargs)`. Better than compiling the model: how
@@ -405,8 +412,8 @@ class LPNModel(LPNPreTrainedModel):
         search = self._search_config(search_config, settings)
         demonstrations = self._demonstrations(input_grids, output_grids, input_shapes, output_shapes, pair_mask)
         pairs, tasks, pair_mask = demonstrations
-        samples = self._sample_noise(search, generator)
-        noise = self._pair_noise(pair_mask.shape[1], generator) if sample_latents or search.init == "prior" else None
+        samples = self._sample_noise(search, generator, pair_mask.device)
+        noise = self._pair_noise(pair_mask, generator) if sample_latents or search.init == "prior" else None
         if search.init == "prior":
             latents = noise.expand(pair_mask.shape[0], -1, -1)
         else:
@@ -503,17 +510,19 @@ class LPNModel(LPNPreTrainedModel):
         finally:
             self.decoder.train(training)
 
-    def _pair_noise(self, num_pairs: int, generator: torch.Generator | None) -> torch.Tensor:
+    def _pair_noise(self, pair_mask: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
         """Standard normal `(1, pairs, latent_dim)`, pair by pair: what a pair gets does not depend on how many follow."""
-        device = self.device if generator is None else generator.device
-        draws = [torch.randn(self.config.latent_dim, generator=generator, device=device) for _ in range(num_pairs)]
-        return torch.stack(draws).unsqueeze(0).to(self.device)
+        device, size = pair_mask.device if generator is None else generator.device, self.config.latent_dim
+        draws = [torch.randn(size, generator=generator, device=device) for _ in range(pair_mask.shape[1])]
+        return torch.stack(draws).unsqueeze(0).to(pair_mask.device)
 
-    def _sample_noise(self, search: SearchConfig, generator: torch.Generator | None, rows: int = 1) -> torch.Tensor:
+    def _sample_noise(
+        self, search: SearchConfig, generator: torch.Generator | None, device: torch.device, rows: int = 1
+    ) -> torch.Tensor:
         """Standard normal `(rows, num_samples, latent_dim)`; with one row, the same for every task."""
-        device = self.device if generator is None else generator.device
         shape = (rows, search.num_samples, self.config.latent_dim)
-        return torch.randn(shape, generator=generator, device=device).to(self.device)
+        source = device if generator is None else generator.device
+        return torch.randn(shape, generator=generator, device=source).to(device)
 
     def forward(
         self,
@@ -595,7 +604,11 @@ class LPNModel(LPNPreTrainedModel):
         row_latents = latents[tasks]
         if search.spec.in_training == "start":
             return start_latents(row_latents, row_mask, search)[0][:, 0]
-        noise = noise[pair_mask] if noise is not None else self._sample_noise(search, None, rows=len(tasks))
+        noise = (
+            noise[pair_mask]
+            if noise is not None
+            else self._sample_noise(search, None, pair_mask.device, rows=len(tasks))
+        )
         rows, index = others.nonzero().unbind(1)
         return self._search(row_latents, row_mask, pairs, rows, search, noise, index).latents[:, 0]
 

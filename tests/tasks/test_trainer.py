@@ -135,7 +135,16 @@ def test_every_component_is_logged_as_its_mean(tmp_path):
     )
     trainer.train()
     first, second = (log for log in trainer.state.log_history if "loss" in log)
-    for name in ("reconstruction_loss", "row_loss", "col_loss", "grid_loss", "prior_kl", "pairwise_kl", "latent_norm", "program_cosine"):
+    for name in (
+        "reconstruction_loss",
+        "row_loss",
+        "col_loss",
+        "grid_loss",
+        "prior_kl",
+        "pairwise_kl",
+        "latent_norm",
+        "program_cosine",
+    ):
         assert name in first and first[name] != second[name]
     total = first["reconstruction_loss"] + 1e-4 * first["prior_kl"]
     assert first["loss"] == pytest.approx(total, rel=1e-4)
