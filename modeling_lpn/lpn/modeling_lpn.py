@@ -48,9 +48,9 @@ class LPNEncoderOutput(ModelOutput):
             Logarithm of its variance; `None` if the model is not variational.
     """
 
-    latents: torch.FloatTensor | None = None
-    latent_mean: torch.FloatTensor | None = None
-    latent_logvar: torch.FloatTensor | None = None
+    latents: torch.Tensor | None = None
+    latent_mean: torch.Tensor | None = None
+    latent_logvar: torch.Tensor | None = None
 
 
 @dataclass
@@ -70,17 +70,17 @@ class LPNOutput(ModelOutput):
         programs (`torch.FloatTensor` of shape `(batch, pairs, latent_dim)`): Latent that was decoded for every pair.
     """
 
-    loss: torch.FloatTensor | None = None
-    reconstruction_loss: torch.FloatTensor | None = None
-    row_loss: torch.FloatTensor | None = None
-    col_loss: torch.FloatTensor | None = None
-    grid_loss: torch.FloatTensor | None = None
-    prior_kl: torch.FloatTensor | None = None
-    pairwise_kl: torch.FloatTensor | None = None
-    latents: torch.FloatTensor | None = None
-    latent_mean: torch.FloatTensor | None = None
-    latent_logvar: torch.FloatTensor | None = None
-    programs: torch.FloatTensor | None = None
+    loss: torch.Tensor | None = None
+    reconstruction_loss: torch.Tensor | None = None
+    row_loss: torch.Tensor | None = None
+    col_loss: torch.Tensor | None = None
+    grid_loss: torch.Tensor | None = None
+    prior_kl: torch.Tensor | None = None
+    pairwise_kl: torch.Tensor | None = None
+    latents: torch.Tensor | None = None
+    latent_mean: torch.Tensor | None = None
+    latent_logvar: torch.Tensor | None = None
+    programs: torch.Tensor | None = None
 
 
 @dataclass
@@ -95,9 +95,9 @@ class LPNGenerateOutput(ModelOutput):
         search_output ([`SearchOutput`], *optional*): The search behind it; `None` if latents were given.
     """
 
-    output_grids: torch.LongTensor | None = None
-    output_shapes: torch.LongTensor | None = None
-    latents: torch.FloatTensor | None = None
+    output_grids: torch.Tensor | None = None
+    output_shapes: torch.Tensor | None = None
+    latents: torch.Tensor | None = None
     search_output: SearchOutput | None = None
 
 
