@@ -48,9 +48,9 @@ class LPNEncoderOutput(ModelOutput):
             Logarithm of its variance; `None` if the model is not variational.
     """
 
-    latents: torch.FloatTensor | None = None
-    latent_mean: torch.FloatTensor | None = None
-    latent_logvar: torch.FloatTensor | None = None
+    latents: torch.Tensor | None = None
+    latent_mean: torch.Tensor | None = None
+    latent_logvar: torch.Tensor | None = None
 
 
 @dataclass
@@ -70,17 +70,17 @@ class LPNOutput(ModelOutput):
         programs (`torch.FloatTensor` of shape `(batch, pairs, latent_dim)`): Latent that was decoded for every pair.
     """
 
-    loss: torch.FloatTensor | None = None
-    reconstruction_loss: torch.FloatTensor | None = None
-    row_loss: torch.FloatTensor | None = None
-    col_loss: torch.FloatTensor | None = None
-    grid_loss: torch.FloatTensor | None = None
-    prior_kl: torch.FloatTensor | None = None
-    pairwise_kl: torch.FloatTensor | None = None
-    latents: torch.FloatTensor | None = None
-    latent_mean: torch.FloatTensor | None = None
-    latent_logvar: torch.FloatTensor | None = None
-    programs: torch.FloatTensor | None = None
+    loss: torch.Tensor | None = None
+    reconstruction_loss: torch.Tensor | None = None
+    row_loss: torch.Tensor | None = None
+    col_loss: torch.Tensor | None = None
+    grid_loss: torch.Tensor | None = None
+    prior_kl: torch.Tensor | None = None
+    pairwise_kl: torch.Tensor | None = None
+    latents: torch.Tensor | None = None
+    latent_mean: torch.Tensor | None = None
+    latent_logvar: torch.Tensor | None = None
+    programs: torch.Tensor | None = None
 
 
 @dataclass
@@ -95,9 +95,9 @@ class LPNGenerateOutput(ModelOutput):
         search_output ([`SearchOutput`], *optional*): The search behind it; `None` if latents were given.
     """
 
-    output_grids: torch.LongTensor | None = None
-    output_shapes: torch.LongTensor | None = None
-    latents: torch.FloatTensor | None = None
+    output_grids: torch.Tensor | None = None
+    output_shapes: torch.Tensor | None = None
+    latents: torch.Tensor | None = None
     search_output: SearchOutput | None = None
 
 
@@ -172,6 +172,13 @@ class LPNModel(LPNPreTrainedModel):
         self.encoder = LPNEncoder(config)
         self.decoder = LPNDecoder(config)
         self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Table of the colours that the encoder reads; the decoder has its own, `model.decoder.color_embedding`."""
+        return self.encoder.color_embedding
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.encoder.color_embedding = value
 
     def compile_layers(self, **kwargs):
         """
@@ -405,8 +412,8 @@ class LPNModel(LPNPreTrainedModel):
         search = self._search_config(search_config, settings)
         demonstrations = self._demonstrations(input_grids, output_grids, input_shapes, output_shapes, pair_mask)
         pairs, tasks, pair_mask = demonstrations
-        samples = self._sample_noise(search, generator)
-        noise = self._pair_noise(pair_mask.shape[1], generator) if sample_latents or search.init == "prior" else None
+        samples = self._sample_noise(search, generator, pair_mask.device)
+        noise = self._pair_noise(pair_mask, generator) if sample_latents or search.init == "prior" else None
         if search.init == "prior":
             latents = noise.expand(pair_mask.shape[0], -1, -1)
         else:
@@ -503,17 +510,19 @@ class LPNModel(LPNPreTrainedModel):
         finally:
             self.decoder.train(training)
 
-    def _pair_noise(self, num_pairs: int, generator: torch.Generator | None) -> torch.Tensor:
+    def _pair_noise(self, pair_mask: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
         """Standard normal `(1, pairs, latent_dim)`, pair by pair: what a pair gets does not depend on how many follow."""
-        device = self.device if generator is None else generator.device
-        draws = [torch.randn(self.config.latent_dim, generator=generator, device=device) for _ in range(num_pairs)]
-        return torch.stack(draws).unsqueeze(0).to(self.device)
+        device, size = pair_mask.device if generator is None else generator.device, self.config.latent_dim
+        draws = [torch.randn(size, generator=generator, device=device) for _ in range(pair_mask.shape[1])]
+        return torch.stack(draws).unsqueeze(0).to(pair_mask.device)
 
-    def _sample_noise(self, search: SearchConfig, generator: torch.Generator | None, rows: int = 1) -> torch.Tensor:
+    def _sample_noise(
+        self, search: SearchConfig, generator: torch.Generator | None, device: torch.device, rows: int = 1
+    ) -> torch.Tensor:
         """Standard normal `(rows, num_samples, latent_dim)`; with one row, the same for every task."""
-        device = self.device if generator is None else generator.device
         shape = (rows, search.num_samples, self.config.latent_dim)
-        return torch.randn(shape, generator=generator, device=device).to(self.device)
+        source = device if generator is None else generator.device
+        return torch.randn(shape, generator=generator, device=source).to(device)
 
     def forward(
         self,
@@ -595,7 +604,11 @@ class LPNModel(LPNPreTrainedModel):
         row_latents = latents[tasks]
         if search.spec.in_training == "start":
             return start_latents(row_latents, row_mask, search)[0][:, 0]
-        noise = noise[pair_mask] if noise is not None else self._sample_noise(search, None, rows=len(tasks))
+        noise = (
+            noise[pair_mask]
+            if noise is not None
+            else self._sample_noise(search, None, pair_mask.device, rows=len(tasks))
+        )
         rows, index = others.nonzero().unbind(1)
         return self._search(row_latents, row_mask, pairs, rows, search, noise, index).latents[:, 0]
 

@@ -226,7 +226,8 @@ class LPNPositionEmbedding(nn.Module):
         if self.kind == "learned":
             return self.row_embedding(rows) + self.col_embedding(cols)
         if self.kind == "scaled":  # 1-based: the published code multiplies by index + 1
-            row_vector, col_vector = self.row_embedding.weight, self.col_embedding.weight
+            first = rows.new_zeros(1)
+            row_vector, col_vector = self.row_embedding(first), self.col_embedding(first)
             return (rows + 1).unsqueeze(-1) * row_vector + (cols + 1).unsqueeze(-1) * col_vector
         return 0.0
 
@@ -247,15 +248,18 @@ class LPNStack(nn.Module):
     def embed_shape(self, shapes: torch.Tensor, side: int) -> torch.Tensor:
         """Tokens of the number of rows and of columns: shapes `(batch, 2)` -> `(batch, 2, width)`."""
         rows, cols = (shapes - 1).unbind(-1)
-        return (
-            torch.stack([self.row_count_embedding(rows), self.col_count_embedding(cols)], 1)
-            + (self.side_embedding.weight[side])
+        return torch.stack([self.row_count_embedding(rows), self.col_count_embedding(cols)], 1) + self._side(
+            shapes, side
         )
+
+    def _side(self, like: torch.Tensor, side: int) -> torch.Tensor:
+        """Embedding of a side `(width,)`. Called, not read off `weight`, which is not there while it is offloaded."""
+        return self.side_embedding(like.new_full((), side))
 
     def embed_cells(self, colors: torch.Tensor, positions: torch.Tensor, side: int, table=None) -> torch.Tensor:
         """Tokens of cells: colors `(batch, length)`, positions `(batch, length, 2)` -> `(batch, length, width)`."""
         table = self.position_embedding if table is None else table
-        return self.color_embedding(colors) + self.side_embedding.weight[side] + table(positions)
+        return self.color_embedding(colors) + self._side(colors, side) + table(positions)
 
     def rotary(self, positions: torch.Tensor):
         """
@@ -345,7 +349,7 @@ class LPNEncoder(LPNStack):
         heads = in_colors.new_full((in_colors.shape[0], 5, 2), -1)
         embeds = torch.cat(
             [
-                self.cls_token.weight.expand(in_colors.shape[0], 1, -1),
+                self.cls_token(in_colors.new_zeros(in_colors.shape[0], 1)),
                 self.embed_shape(input_shapes, 0),
                 self.embed_shape(output_shapes, 1),
                 self.embed_cells(in_colors, in_positions, 0),
@@ -476,7 +480,7 @@ class LPNDecoder(LPNStack):
         no_cell = prefix.positions.new_full((batch, 1, 2), -1)
         rows = self.row_head(self.row_norm(hidden_states[:, -1])).argmax(-1)
         cache.grow(torch.arange(batch, device=rows.device), 2)
-        side = self.side_embedding.weight[1]
+        side = self._side(rows, 1)
         hidden_states = self._step((self.row_count_embedding(rows) + side).unsqueeze(1), no_cell, mask, cache)
         cols = self.col_head(self.col_norm(hidden_states[:, -1])).argmax(-1)
         hidden_states = self._step((self.col_count_embedding(cols) + side).unsqueeze(1), no_cell, mask, cache)

@@ -445,3 +445,23 @@ def test_demonstrations_are_made_and_checked_once(monkeypatch):
     model.generate(*demonstrations, *queries, num_steps=1)
     model(*demonstrations)
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize("variant", ["learned", "scaled"])
+@pytest.mark.parametrize("device_map", [{"encoder": "cpu", "decoder": "disk"}, {"encoder": "disk", "decoder": "cpu"}])
+def test_offloads_to_disk(variant, device_map, tmp_path):
+    model, (demonstrations, queries) = make_model(variant), make_tasks()
+    model.save_pretrained(tmp_path / "model")
+    offloaded = LPNModel.from_pretrained(
+        tmp_path / "model", device_map=device_map, offload_folder=tmp_path / "offload"
+    ).eval()
+    outputs = [m.generate(*demonstrations, *queries, num_steps=2) for m in (model, offloaded)]
+    assert close(outputs[0].search_output.log_probs, outputs[1].search_output.log_probs)
+    assert torch.equal(outputs[0].output_grids, outputs[1].output_grids)
+
+
+def test_input_embeddings_are_the_colours_of_the_encoder():
+    model = make_model()
+    table = torch.nn.Embedding(10, 16)
+    model.set_input_embeddings(table)
+    assert model.get_input_embeddings() is table is model.encoder.color_embedding
