@@ -27,6 +27,8 @@ PRIVATE_PATHS = ("/tmp", "/dev/shm")
 MOUNT_POINT = "/proc"
 DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
 
+STAYS_ROOT = "programs would stay root, who may change every file of this machine"
+
 # Numbers of <linux/sched.h>, <linux/mount.h>, <linux/prctl.h> and <linux/capability.h>
 NEWNS, NEWIPC, NEWUSER, NEWPID, NEWNET = 0x20000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
 MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 0x1000, 0x4000, 0x40000
@@ -228,10 +230,9 @@ def _isolate(settings: dict[str, Any]) -> None:
             uid = _become_nobody(folder, user_id)
         except OSError as error:
             if level == "partial":
-                text = "programs would be root, whose are all files of this machine, as another user they cannot be"
-                raise PermissionError(f"{text}: {error}") from error
+                raise PermissionError(f"{STAYS_ROOT}: {error}") from error
     elif root and level == "partial":
-        raise PermissionError("programs would be root, whose are all files of this machine, in a namespace of its own")
+        raise PermissionError(f"{STAYS_ROOT}: its user namespace knows no other user")
     _give_up_capabilities()
     _die_with_parent()  # a change of user has cleared it
     if level != "none":

@@ -323,6 +323,10 @@ def test_a_copied_python_by_its_own_path_by_a_link_and_closed_to_others(modules)
     assert run_elsewhere(python, modules) == WORKS
     if os.geteuid() == 0:
         assert run_elsewhere(python, modules, ("partial",)) == ["{}"], "refused: no program may be root there"
+        cause = "import sys; sys.path.insert(0, {!r})\nimport execution as e\nprint(e._cause_of_failure('partial'))"
+        command = [str(python), "-I", "-B", "-c", cause.format(str(modules))]
+        said = subprocess.run(command, capture_output=True, text=True, cwd="/", env={}).stdout
+        assert "would stay root" in said and f"(mode 700): '{modules / 'real'}'" in said
 
 
 @isolated
