@@ -1,7 +1,8 @@
 """One engine for work on batches: items of similar size together, dealt to processes, halved where memory ends."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -9,7 +10,7 @@ from accelerate.utils import extract_model_from_parallel, gather_object
 
 
 @contextlib.contextmanager
-def evaluating(model):
+def evaluating(model: torch.nn.Module) -> Iterator[Any]:
     """The model itself (not its DDP wrapper) in evaluation mode, without gradients; afterwards in the mode it had."""
     model = extract_model_from_parallel(model)
     was_training = model.training
@@ -21,7 +22,9 @@ def evaluating(model):
         model.train(was_training)
 
 
-def map_batches(work: Callable[[list], list], items: list, size: Callable, batch_size: int) -> list:
+def map_batches(
+    work: Callable[[list[Any]], list[Any]], items: list[Any], size: Callable[[Any], Any], batch_size: int
+) -> list[Any]:
     """
     `work` on batches of items of similar size, dealt to the processes of a launch.
 
@@ -37,14 +40,14 @@ def map_batches(work: Callable[[list], list], items: list, size: Callable, batch
     state = PartialState()
     order = sorted(range(len(items)), key=lambda index: (-size(items[index]), index))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    results = []
+    results: list[tuple[int, Any]] = []
     for batch in batches[state.process_index :: state.num_processes]:
         results += zip(batch, _work_or_split(work, [items[index] for index in batch]))
-    results = dict(gather_object(results))
-    return [results[index] for index in range(len(items))]
+    gathered = dict(gather_object(results))
+    return [gathered[index] for index in range(len(items))]
 
 
-def _work_or_split(work, items) -> list:
+def _work_or_split(work: Callable[[list[Any]], list[Any]], items: list[Any]) -> list[Any]:
     try:
         return work(items)
     except torch.OutOfMemoryError:

@@ -5,7 +5,7 @@
     python recipes/evaluate_codegen2.py --check canonical --benchmarks humaneval --allow_code_execution true
 
 Flags win over a YAML file that may come first. Benchmarks run programs that the model wrote: read the docstring of
-`modeling_lpn/execution.py` first. `results.json` has the scores and how they were made; a stopped run goes on.
+`modeling_lpn/sandbox/execution.py` first. `results.json` has the scores and how they were made; a stopped run goes on.
 """
 
 import dataclasses

@@ -135,7 +135,7 @@ def draw(output, best, tasks, args, model, processor, search) -> None:
     folder, drawn = Path(args.output_dir) / "pictures", [t for t in tasks if t["task_id"] in best.predictions]
     for task in drawn[: args.num_pictures]:
         name = task["task_id"]
-        figure = plots.plot_task(task, best.predictions[name], f"{name}: predictions at budget {best.budget}")
+        figure = plots.plot_task(task, best.predictions[name], f"Task {name}: predictions at budget {best.budget}")
         plots.save_figure(figure, folder / f"task_{name}.png")
     for task in drawn[: args.num_maps]:
         figure = plots.plot_latent_map(**map_latent_space(model, processor, task, search))

@@ -330,7 +330,7 @@ def run_completions(
         completions (`Sequence[Sequence[str]]`): for each task some texts.
         truncation (`str`, defaults to `"none"`): rule of `TRUNCATIONS` to cut them by.
         num_workers (`int`, *optional*): programs at a time; this process's share of the cores if not given.
-        allow_code_execution (`bool`, defaults to `False`): must be `True`: read `modeling_lpn/execution.py` first.
+        allow_code_execution (`bool`, defaults to `False`): must be `True`: read `modeling_lpn/sandbox/execution.py` first.
         options: those of [`run_program`]: `timeout`, `memory_bytes`, `isolation`, `runner`.
 
     Returns:

@@ -6,19 +6,28 @@ runs the program, and writes the nonce it was given if the program came to its e
 """
 
 import ctypes
+import errno
 import json
 import os
 import resource
 import signal
 import sys
 import types
+from typing import Any
 
 
 READY = b"ready\n"
 NOBODY = 65534
 UNUSED_IDS = 2_000_000_000  # user ids from here on belong to nobody
 SYSTEM_PATHS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/alternatives", "/etc/ld.so.cache")
+# Covered in the new file system by an empty folder of its own; Python's folders may lie below all the same.
+PRIVATE_PATHS = ("/tmp", "/dev/shm")
+# Where the new file system is put together, in a namespace that only the program sees. It is there on every Linux, needs
+# no rights to write, and nothing that is shown lies below it, as Python may below any folder for temporary files.
+MOUNT_POINT = "/proc"
 DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
+
+STAYS_ROOT = "programs would stay root, who may change every file of this machine"
 
 # Numbers of <linux/sched.h>, <linux/mount.h>, <linux/prctl.h> and <linux/capability.h>
 NEWNS, NEWIPC, NEWUSER, NEWPID, NEWNET = 0x20000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
@@ -28,16 +37,17 @@ MNT_DETACH, AT_FDCWD, AT_RECURSIVE, SYS_MOUNT_SETATTR = 2, -100, 0x8000, 442
 PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS, CAPABILITY_VERSION = 1, 38, 0x20080522
 
 
-def _call(name, *args):
-    """Calls a function of the C library and raises the error it reports."""
+def _call(name: str, *args: Any) -> None:
+    """Calls a function of the C library and raises the error it reports, with the paths it was about."""
     function = getattr(ctypes.CDLL(None, use_errno=True), name)
-    args = [os.fsencode(arg) if isinstance(arg, str) else arg for arg in args]
-    if function(*(ctypes.c_long(arg) if isinstance(arg, int) else arg for arg in args)) == -1:
+    values = [os.fsencode(arg) if isinstance(arg, str) else arg for arg in args]
+    if function(*(ctypes.c_long(value) if isinstance(value, int) else value for value in values)) == -1:
         code = ctypes.get_errno()
-        raise OSError(code, f"{name}: {os.strerror(code)}")
+        what = " ".join([name, *(repr(arg) for arg in args if isinstance(arg, str) and "/" in arg)])
+        raise OSError(code, f"{what}: {os.strerror(code)}")
 
 
-def _enter_namespaces(flags) -> bool:
+def _enter_namespaces(flags: int) -> bool:
     """Leaves the outer namespaces; whether that took a user namespace, in which this process is all users there are."""
     try:
         _call("unshare", flags)
@@ -47,59 +57,99 @@ def _enter_namespaces(flags) -> bool:
         _call("unshare", flags | NEWUSER)
         maps = {"setgroups": "deny", "uid_map": f"{uid or NOBODY} {uid} 1", "gid_map": f"{gid or NOBODY} {gid} 1"}
         for name, text in maps.items():
-            with open(f"/proc/self/{name}", "w") as file:
-                file.write(text)
+            _write(f"/proc/self/{name}", text)
         return True
 
 
-def _mount_root(folder) -> None:
+def _write(path: str, text: str) -> None:
+    file = os.open(path, os.O_WRONLY)
+    try:
+        os.write(file, text.encode())
+    except OSError as error:  # which does not name the file
+        raise OSError(error.errno, error.strerror, path) from error
+    finally:
+        os.close(file)
+
+
+def _mount_root() -> None:
     """Replaces the file system by one with the system's and Python's own folders, read-only, and an empty /tmp."""
+    root = MOUNT_POINT
+    shown: list[str] = []
     _call("mount", "none", "/", None, MS_REC | MS_PRIVATE, None)
-    _call("mount", "tmpfs", folder, "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,mode=755")
-    shown = []
-    for path in (*SYSTEM_PATHS, *sorted({sys.base_prefix, sys.base_exec_prefix, sys.prefix}), *DEVICES):
-        inside = folder + path
-        if path == "/" or not os.path.exists(path) or any(f"{path}/".startswith(f"{other}/") for other in shown):
-            continue
-        os.makedirs(os.path.dirname(inside), exist_ok=True)
-        if os.path.islink(path) and path in SYSTEM_PATHS:
-            os.symlink(os.readlink(path), inside)
-            continue
-        if os.path.isdir(path):
-            os.makedirs(inside, exist_ok=True)
-        else:
-            open(inside, "w").close()
-        _call("mount", path, inside, None, MS_BIND | MS_REC, None)
-        _set_attributes(inside, ATTR_RDONLY | ATTR_NOSUID | (0 if path in DEVICES else ATTR_NODEV), AT_RECURSIVE)
-        shown.append(path)
-    os.mkdir(f"{folder}/tmp")
-    os.symlink("/tmp", f"{folder}/dev/shm")
-    _call("mount", "tmpfs", f"{folder}/tmp", "tmpfs", MS_NOSUID | MS_NODEV, "size=64m,nr_inodes=4096,mode=1777")
-    _set_attributes(folder, ATTR_RDONLY, 0)
-    os.chdir(folder)
+    _call("mount", "tmpfs", root, "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,mode=755")
+    for path in (*SYSTEM_PATHS, *DEVICES):
+        _show(root, path, shown)
+    os.mkdir(f"{root}/tmp")
+    os.symlink("../tmp", f"{root}/dev/shm")  # an absolute link would lead out as long as this is not yet the root
+    _call("mount", "tmpfs", f"{root}/tmp", "tmpfs", MS_NOSUID | MS_NODEV, "size=64m,nr_inodes=4096,mode=1777")
+    for path in _python_folders():  # last, so that they come to lie above what hides them
+        _show(root, path, shown)
+    _set_attributes(root, ATTR_RDONLY, 0)
+    os.chdir(root)
     _call("pivot_root", ".", ".")
     _call("umount2", ".", MNT_DETACH)
 
 
-def _set_attributes(path, attributes, recursive) -> None:
+def _show(root: str, path: str, shown: list[str]) -> None:
+    """Makes a path of the machine visible below `root`, read-only, where none of those `shown` contains it."""
+    if path == "/" or not os.path.exists(path) or any(f"{path}/".startswith(f"{other}/") for other in shown):
+        return
+    inside = root + path
+    os.makedirs(os.path.dirname(inside), exist_ok=True)
+    shown.append(path)
+    if os.path.islink(path) and path in SYSTEM_PATHS:
+        os.symlink(os.readlink(path), inside)
+        return
+    if os.path.isdir(path):
+        os.makedirs(inside, exist_ok=True)
+    else:
+        open(inside, "w").close()
+    _call("mount", path, inside, None, MS_BIND | MS_REC, None)
+    _set_attributes(inside, ATTR_RDONLY | ATTR_NOSUID | (0 if path in DEVICES else ATTR_NODEV), AT_RECURSIVE)
+
+
+def _python_folders() -> list[str]:
+    """What an interpreter needs to import, by the names it knows and, for its libraries, by the real ones."""
+    prefixes = {sys.base_prefix, sys.base_exec_prefix, sys.prefix}
+    folders: set[str] = set()
+    for prefix in prefixes | {os.path.realpath(prefix) for prefix in prefixes}:
+        parts = ("/bin", "/lib", "/lib64") if prefix in PRIVATE_PATHS else ("",)  # not all of the machine's /tmp
+        folders.update(prefix + part for part in parts)
+    return sorted(folders)
+
+
+def _set_attributes(path: str, attributes: int, recursive: int) -> None:
     struct = (ctypes.c_uint64 * 4)(attributes, 0, 0, 0)
-    _call("syscall", SYS_MOUNT_SETATTR, AT_FDCWD, path, recursive, ctypes.byref(struct), ctypes.sizeof(struct))
+    try:
+        _call("syscall", SYS_MOUNT_SETATTR, AT_FDCWD, path, recursive, ctypes.byref(struct), ctypes.sizeof(struct))
+    except OSError as error:
+        raise OSError(error.errno, f"mount_setattr: {os.strerror(error.errno or 0)}", path) from error
 
 
-def _become_nobody(folder, level, user_id) -> int | None:
-    """Gives up root for good; the new user id, or `None` where there is none that this container knows."""
-    if level != "full" and not _readable_by_all(os.__file__):
-        return None
-    for candidate in (user_id, NOBODY):
-        try:
-            os.setgroups([])
-            os.chown(folder if level != "full" else "/tmp", candidate, candidate)
-            os.setresgid(candidate, candidate, candidate)
-            os.setresuid(candidate, candidate, candidate)
-            return candidate
-        except OSError:
-            pass
-    return None
+def _become_nobody(folder: str, user_id: int) -> int:
+    """
+    Gives up root for good and `folder` to the new user, whose id it returns.
+
+    Raises:
+        OSError: there is no user that this container knows, or none that could read Python.
+    """
+    for path in (os.__file__, f"{sys.prefix}/lib"):
+        _check_readable_by_all(path)
+    try:
+        return _become_user(folder, user_id)
+    except OSError:
+        return _become_user(folder, NOBODY)
+
+
+def _become_user(folder: str, user_id: int) -> int:
+    try:
+        os.setgroups([])
+        os.chown(folder, user_id, user_id)
+        os.setresgid(user_id, user_id, user_id)
+        os.setresuid(user_id, user_id, user_id)
+    except OSError as error:
+        raise OSError(error.errno, f"becoming user {user_id}: {error.strerror}") from error
+    return user_id
 
 
 def _give_up_capabilities() -> None:
@@ -108,15 +158,17 @@ def _give_up_capabilities() -> None:
     _call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 
 
-def _readable_by_all(path) -> bool:
+def _check_readable_by_all(path: str) -> None:
     while path != "/":
         path = os.path.dirname(path)
-        if not os.stat(path).st_mode & 0o001:
-            return False
-    return True
+        mode = os.stat(path).st_mode
+        if not mode & 0o001:
+            raise PermissionError(
+                errno.EACCES, f"Python lies below a folder closed to others (mode {mode & 0o777:o})", path
+            )
 
 
-def _limit_resources(settings, num_others) -> None:
+def _limit_resources(settings: dict[str, Any], num_others: int) -> None:
     # The kernel counts the processes of a user; those that are there already must not use up the program's share.
     processes = settings["max_processes"] + num_others
     limits = {
@@ -134,7 +186,7 @@ def _limit_resources(settings, num_others) -> None:
         resource.setrlimit(kind, (min(value, hard), hard))
 
 
-def _num_tasks(proc, uid) -> int:
+def _num_tasks(proc: int, uid: int) -> int:
     """Processes and threads of a user, by a descriptor of the outer `/proc`."""
     count = 0
     for pid in filter(str.isdigit, os.listdir(proc)):
@@ -159,7 +211,7 @@ def _die_with_parent() -> None:
     _call("prctl", PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
 
 
-def _isolate(settings) -> None:
+def _isolate(settings: dict[str, Any]) -> None:
     level, folder = settings["level"], settings["folder"]
     root, user_id, own_users = os.getuid() == 0, UNUSED_IDS + os.getpid(), False
     proc = os.open("/proc", os.O_RDONLY)
@@ -170,15 +222,22 @@ def _isolate(settings) -> None:
         own_users = _enter_namespaces(NEWNET | NEWPID | NEWIPC | (NEWNS if level == "full" else 0))
         _continue_in_child()  # the first process of the namespace: when it ends, the kernel ends all others
     if level == "full":
-        _mount_root(folder)
-    uid = _become_nobody(folder, level, user_id) if root and not own_users else None
-    if root and uid is None and level == "partial":
-        raise PermissionError("root cannot become another user here, and every file of this machine would be its own")
+        _mount_root()
+        folder = "/tmp"
+    uid = None
+    if root and not own_users:
+        try:
+            uid = _become_nobody(folder, user_id)
+        except OSError as error:
+            if level == "partial":
+                raise PermissionError(f"{STAYS_ROOT}: {error}") from error
+    elif root and level == "partial":
+        raise PermissionError(f"{STAYS_ROOT}: its user namespace knows no other user")
     _give_up_capabilities()
     _die_with_parent()  # a change of user has cleared it
     if level != "none":
         _continue_in_child()
-    os.chdir("/tmp" if level == "full" else folder)
+    os.chdir(folder)
     # Since Linux 5.14 every user namespace counts its own processes.
     kernel = tuple(int(part) for part in os.uname().release.split(".")[:2] if part.isdigit())
     counted_alone = uid == user_id or (own_users and kernel >= (5, 14))
@@ -186,7 +245,7 @@ def _isolate(settings) -> None:
     os.close(proc)
 
 
-def _describe(error) -> bytes:
+def _describe(error: BaseException) -> bytes:
     """One short line about an exception, whatever its own methods do."""
     line, traceback = None, error.__traceback__
     while traceback is not None:
@@ -201,7 +260,7 @@ def _describe(error) -> bytes:
     return (text[:500] + where).encode(errors="replace")
 
 
-def _run(program, nonce, result) -> None:
+def _run(program: str, nonce: bytes, result: int) -> None:
     # Kept by name, as some tests replace functions of `os`.
     own, getpid, write, leave = os.getpid(), os.getpid, os.write, os._exit
     # Not `__main__`: as in the published harnesses, what a program guards by `if __name__ == ...` does not run.
@@ -219,8 +278,8 @@ def _run(program, nonce, result) -> None:
 
 def main() -> None:
     with open(0, "rb", closefd=False) as file:
-        settings, program = file.read().split(b"\n", 1)
-    settings, result, null = json.loads(settings), os.dup(2), os.open(os.devnull, os.O_RDWR)
+        head, program = file.read().split(b"\n", 1)
+    settings, result, null = json.loads(head), os.dup(2), os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
     os.close(null)
     os.environ.clear()

@@ -8,13 +8,14 @@ has passed where the process ends with code 0 *and* a random word, drawn for thi
 
 - `"full"`: its own Linux namespaces. It sees a read-only file system of `/usr`, the system libraries and Python's own
   folders, writes into 64 MiB of memory at `/tmp`, has no network (not even loopback), and neither sees nor reaches other
-  processes. Needs Linux 5.12 and user namespaces or root.
+  processes. Needs Linux 5.12 and user namespaces or root; where Python lives does not matter (below `/tmp` neither).
 - `"partial"`: network and processes as above, but the files of this machine: it reads and overwrites what its user may.
 - `"none"`: the limits only. Used where asked for by name, as in a container that is itself closed.
 
 Run as root, programs are an unused user instead. Where root cannot become one (a container without that capability; a
-Python in a folder only root can read, except at `"full"`) they stay root without capabilities, whom the limit on processes
-does not stop; `"partial"` is then not offered.
+Python in a folder only root can read, at `"full"` only where that is the folder of Python itself) they stay root without
+capabilities, whom the limit on processes does not stop; `"partial"` is then not offered. Why a level is not offered says
+[`isolation_failures`].
 
 Not stopped, at any level:
 
@@ -30,6 +31,7 @@ For programs of an adversary give `runner`, a function that runs them in a conta
 
 import functools
 import json
+import logging
 import math
 import os
 import secrets
@@ -43,7 +45,10 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
+
+logger = logging.getLogger(__name__)
 
 ISOLATION_LEVELS = ("full", "partial", "none")
 _READY = b"ready\n"
@@ -85,15 +90,14 @@ def require_code_execution(allowed: bool) -> None:
     if not allowed:
         raise PermissionError(
             "Scoring these benchmarks runs programs that a model wrote, and nobody has read them; read the docstring of "
-            "modeling_lpn/execution.py for what keeps them in, then give --allow_code_execution true (in Python: "
+            "modeling_lpn/sandbox/execution.py for what keeps them in, then give --allow_code_execution true (in Python: "
             "allow_code_execution=True)."
         )
 
 
-@functools.cache
 def isolation_level() -> str:
     """
-    The strongest level of `ISOLATION_LEVELS` that works here, tried once with a small program.
+    The strongest level of `ISOLATION_LEVELS` that works here; why not a stronger one says [`isolation_failures`].
 
     Returns:
         `str`: `"full"`, `"partial"` or `"none"`; belongs into every file of results.
@@ -101,16 +105,37 @@ def isolation_level() -> str:
     Raises:
         SandboxError: on other systems than Linux.
     """
+    return ISOLATION_LEVELS[len(isolation_failures())]
+
+
+@functools.cache
+def isolation_failures() -> dict[str, str]:
+    """
+    Tries the levels once with a small program, from the strongest on, until one works; logs each that does not.
+
+    Returns:
+        `dict[str, str]`: for each level that does not work here the cause: what failed, with errno and path.
+
+    Raises:
+        SandboxError: on other systems than Linux.
+    """
+    _require_linux()
+    failures: dict[str, str] = {}
     for level in ISOLATION_LEVELS[:-1]:
-        try:
-            if _run_isolated(
-                "import decimal, tempfile\ntempfile.TemporaryFile().write(b'x')", 30, 2**30, level
-            ).passed:
-                return level
-        except SandboxError:
-            if sys.platform != "linux":
-                raise
-    return "none"
+        cause = _cause_of_failure(level)
+        if cause is None:
+            break
+        failures[level] = cause
+        logger.warning("programs cannot be isolated at level %r here: %s", level, cause)
+    return failures
+
+
+def _cause_of_failure(level: str) -> str | None:
+    try:
+        result = _run_isolated("import decimal, tempfile\ntempfile.TemporaryFile().write(b'x')", 30, 2**30, level)
+    except SandboxError as error:
+        return str(error)
+    return None if result.passed else f"a small program that needs nothing but Python {result.status}: {result.error}"
 
 
 def resolve_isolation(isolation: str = "auto") -> str:
@@ -133,13 +158,20 @@ def resolve_isolation(isolation: str = "auto") -> str:
     best = isolation_level()
     if isolation == "auto" and best == "none":
         raise SandboxError(
-            "this machine offers no isolation for programs (Linux namespaces are switched off, as in most containers); "
-            "run them on another one, give `runner`, or, where this container is itself closed and holds nothing of "
-            "value, `isolation` none (--isolation none)"
+            f"there is no isolation for programs here{_causes()}; remove the cause, run them on another machine, give "
+            "`runner`, or, where this is a container that is itself closed and holds nothing of value, `isolation` none "
+            "(--isolation none)"
         )
     if isolation != "auto" and ISOLATION_LEVELS.index(best) > ISOLATION_LEVELS.index(isolation):
-        raise SandboxError(f"`isolation` is {isolation!r}, but this machine offers {best!r} at most; ask for that")
+        raise SandboxError(
+            f"`isolation` is {isolation!r}, but this machine offers {best!r} at most{_causes()}; remove the cause, or "
+            "ask for that"
+        )
     return best if isolation == "auto" else isolation
+
+
+def _causes() -> str:
+    return "".join(f"; {level!r} fails: {cause}" for level, cause in isolation_failures().items())
 
 
 def run_program(
@@ -187,7 +219,7 @@ def run_programs(
     programs: Iterable[str],
     num_workers: int = 1,
     on_result: Callable[[int, ExecutionResult], None] | None = None,
-    **options,
+    **options: Any,
 ) -> list[ExecutionResult]:
     """
     Runs programs, several at a time.
@@ -215,12 +247,29 @@ def run_programs(
     return results
 
 
-def _run_isolated(program, timeout, memory_bytes, level) -> ExecutionResult:
+def _require_linux() -> None:
     if sys.platform != "linux":
         raise SandboxError(
             f"programs are run on Linux, and this is {sys.platform}; use a Linux container, or give `runner`"
         )
-    nonce, folder = secrets.token_hex(16), tempfile.mkdtemp(prefix="program-")
+
+
+def _run_isolated(program: str, timeout: float, memory_bytes: int, level: str) -> ExecutionResult:
+    _require_linux()
+    if level == "full":  # a folder of this machine is not needed
+        return _run_in(None, program, timeout, memory_bytes, level)
+    try:
+        folder = tempfile.mkdtemp(prefix="program-")
+    except OSError as error:
+        raise SandboxError(f"a program needs a temporary folder to run in (set TMPDIR): {error}") from error
+    try:
+        return _run_in(folder, program, timeout, memory_bytes, level)
+    finally:
+        _remove(folder)
+
+
+def _run_in(folder: str | None, program: str, timeout: float, memory_bytes: int, level: str) -> ExecutionResult:
+    nonce = secrets.token_hex(16)
     settings = {
         "level": level,
         "folder": folder,
@@ -233,23 +282,20 @@ def _run_isolated(program, timeout, memory_bytes, level) -> ExecutionResult:
         "max_processes": 32,
     }
     request = json.dumps(settings).encode() + b"\n" + program.encode(errors="surrogatepass")
-    reader, writer = os.pipe()
+    ends: list[int] = list(os.pipe())
     try:
         with os.fdopen(os.memfd_create("request"), "wb+") as file:
             file.write(request)
             file.seek(0)
-            process = _start(file, writer)
-        os.close(writer)
-        writer = None
-        return _follow(process, reader, nonce.encode(), timeout)
+            process = _start(file, ends[1])
+        os.close(ends.pop())
+        return _follow(process, ends[0], nonce.encode(), timeout)
     finally:
-        for end in (reader, writer):
-            if end is not None:
-                os.close(end)
-        _remove(folder)
+        for end in ends:
+            os.close(end)
 
 
-def _start(request, writer) -> subprocess.Popen:
+def _start(request: BinaryIO, writer: int) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-I", "-B", str(Path(__file__).with_name("child.py"))]
     # Python itself may need it to start; the program does not get it.
     environment = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
@@ -267,7 +313,7 @@ def _start(request, writer) -> subprocess.Popen:
         raise SandboxError(f"no process for a program could be started: {error}") from error
 
 
-def _follow(process, reader, nonce, timeout) -> ExecutionResult:
+def _follow(process: subprocess.Popen[bytes], reader: int, nonce: bytes, timeout: float) -> ExecutionResult:
     """Waits for the program, ends it and all it has started, and judges."""
     try:
         first = os.read(reader, len(_READY)) if _wait_for(reader, _START_SECONDS) else b""
@@ -284,14 +330,20 @@ def _follow(process, reader, nonce, timeout) -> ExecutionResult:
     except BlockingIOError:  # no word, and a child that got away holds the pipe open
         message = b""
     if first != _READY:
-        text = (first + message).decode(errors="replace").strip().splitlines()
-        raise SandboxError(f"a program could not be started: {text[-1] if text else 'no answer from its process'}")
+        raise SandboxError(f"a program could not be started: {_reason(first + message)}")
     if not ended:
         return ExecutionResult("timeout", seconds, f"still running after {timeout:g} s")
     return _judge(code, message, nonce, seconds)
 
 
-def _judge(code, message, nonce, seconds) -> ExecutionResult:
+def _reason(message: bytes) -> str:
+    """The line that says why, of what a process wrote: Python's own failures end in lines without news."""
+    lines = message.decode(errors="replace").strip().splitlines()
+    causes = [line for line in lines if "Error: " in line] or lines
+    return causes[-1] if causes else "no answer from its process"
+
+
+def _judge(code: int, message: bytes, nonce: bytes, seconds: float) -> ExecutionResult:
     if code == 0 and message == nonce:
         return ExecutionResult("passed", seconds)
     error = message.decode(errors="replace") if code == 1 else ""
@@ -305,13 +357,13 @@ def _judge(code, message, nonce, seconds) -> ExecutionResult:
     return ExecutionResult("failed", seconds, error or f"ended with code {code} before its last line")
 
 
-def _wait_for(reader, seconds) -> bool:
+def _wait_for(reader: int, seconds: float) -> bool:
     poll = select.poll()
     poll.register(reader, select.POLLIN)
     return bool(poll.poll(1000 * seconds))
 
 
-def _wait_for_end(process, seconds) -> bool:
+def _wait_for_end(process: subprocess.Popen[bytes], seconds: float) -> bool:
     """Whether the process ended in time. It is left to be reaped."""
     handle = os.pidfd_open(process.pid)
     try:
@@ -320,7 +372,7 @@ def _wait_for_end(process, seconds) -> bool:
         os.close(handle)
 
 
-def _remove(folder) -> None:
+def _remove(folder: str) -> None:
     try:
         os.rmdir(folder)
     except OSError:  # not empty; with locked folders, and deeper than Python could follow
@@ -332,6 +384,7 @@ __all__ = [
     "ISOLATION_LEVELS",
     "ExecutionResult",
     "SandboxError",
+    "isolation_failures",
     "isolation_level",
     "require_code_execution",
     "resolve_isolation",

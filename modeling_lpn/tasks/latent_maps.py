@@ -58,7 +58,7 @@ def map_latent_space(model, processor, task: dict, search: SearchConfig, resolut
         "log_probs": torch.cat(log_probs, 1).view(resolution, resolution).cpu().numpy(),
         "extent": (x - half, x + half, y - half, y + half),
         "paths": [path.numpy() for path in paths],
-        "title": f"{task['task_id']}: log-likelihood over the latent space",
+        "title": f"Task {task['task_id']}: log-likelihood over the latent space",
         "labels": (f"first {axis}", f"second {axis}"),
     }
 

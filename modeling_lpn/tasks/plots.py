@@ -4,12 +4,26 @@ Every function returns a `matplotlib.figure.Figure` that belongs to no window an
 [`save_figure`]. matplotlib is imported where it is used. Grids are drawn with row 0 on top.
 """
 
+from __future__ import annotations
+
 import math
 import statistics
+import textwrap
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..optional import require
 
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.text import Annotation
+    from matplotlib.transforms import Bbox, BboxBase
+
+Grid = Sequence[Sequence[int]]
 
 # The colours 0 to 9 in which ARC tasks are shown everywhere.
 ARC_PALETTE = (
@@ -30,7 +44,7 @@ SERIES = ("#2F6DB5", "#D9772B", "#1B8A3A", "#8E44AD", "#6B7785")
 PANEL = 1.75  # inches, side of the square that one grid gets
 
 
-def _new_figure(width, height):
+def _new_figure(width: float, height: float) -> Figure:
     require("matplotlib", "plots", "A picture")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -40,7 +54,7 @@ def _new_figure(width, height):
     return figure
 
 
-def save_figure(figure, path, dpi: int = 150) -> Path:
+def save_figure(figure: Figure, path: str | Path, dpi: int = 150) -> Path:
     """Writes `figure` to `path` (the format follows the suffix) and makes the folder if needed.
 
     Args:
@@ -57,7 +71,7 @@ def save_figure(figure, path, dpi: int = 150) -> Path:
     return path
 
 
-def draw_grid(axes, grid, title: str, truth=None) -> None:
+def draw_grid(axes: Axes, grid: Grid, title: str, truth: Grid | None = None) -> None:
     """Draws one grid into `axes`; given `truth`, crosses wrong cells out and says in the frame whether it is right.
 
     Args:
@@ -94,7 +108,7 @@ def draw_grid(axes, grid, title: str, truth=None) -> None:
     )
 
 
-def _verdict(axes, grid, truth):
+def _verdict(axes: Axes, grid: Grid, truth: Grid) -> tuple[str, str, float]:
     """Marks wrong cells; returns the words about the prediction, the colour and the width of its frame."""
     from matplotlib.collections import LineCollection
 
@@ -112,13 +126,15 @@ def _verdict(axes, grid, truth):
     return f"{text} · {len(wrong)} wrong", WRONG, 2.0
 
 
-def plot_task(task: dict, predictions=None, title: str | None = None):
+def plot_task(
+    task: dict[str, Any], predictions: Sequence[Sequence[Grid]] | None = None, title: str | None = None
+) -> Figure:
     """Draws a task: its demonstrations, then for each test input the true output and the predicted ones.
 
     Args:
         task (`dict`): a row with `train` and `test`; `output` may be missing in `test`.
         predictions (`list[list[grid]]`, *optional*): for each test input its grids, best first; two are shown.
-        title (`str`, *optional*): defaults to the task id.
+        title (`str`, *optional*): says which task it is if not given.
 
     Returns:
         `matplotlib.figure.Figure`: two rows; a demonstration takes one column (input above output), a test input two
@@ -132,7 +148,7 @@ def plot_task(task: dict, predictions=None, title: str | None = None):
     for panel in axes.flat:
         panel.set_axis_off()
 
-    def draw(row, column, grid, name, truth=None):
+    def draw(row: int, column: int, grid: Grid, name: str, truth: Grid | None = None) -> None:
         axes[row][column].set_axis_on()
         draw_grid(axes[row][column], grid, name, truth)
 
@@ -148,14 +164,26 @@ def plot_task(task: dict, predictions=None, title: str | None = None):
         attempts = predictions[index][:2] if predictions is not None and index < len(predictions) else []
         for row, grid in enumerate(attempts):
             draw(row, column + 1, grid, f"attempt {row + 1}", truth)
-    figure.suptitle(title or str(task.get("task_id", "")), fontsize=11, color=INK, x=0.01, ha="left")
+    title = title or (f"Task {task['task_id']}" if "task_id" in task else "Task")
+    figure.suptitle(
+        _wrap(title, figure),
+        fontsize=11,
+        color=INK,
+        x=0.01,
+        ha="left",
+    )
     return figure
 
 
-def _style(axes, xlabel, ylabel, title):
+def _wrap(title: str, figure: Any) -> str:
+    """A title in lines that fit into the figure (about 11 letters an inch)."""
+    return textwrap.fill(title, max(10, int(10 * figure.get_figwidth())))
+
+
+def _style(axes: Axes, xlabel: str, ylabel: str, title: str) -> None:
     axes.set_xlabel(xlabel, fontsize=9.5, color=INK)
     axes.set_ylabel(ylabel, fontsize=9.5, color=INK)
-    axes.set_title(title, fontsize=11, color=INK, loc="left", pad=10)
+    axes.set_title(_wrap(title, axes.figure), fontsize=11, color=INK, loc="left", pad=10)
     axes.tick_params(labelsize=8.5, colors=MUTED)
     axes.grid(color="#E4E8EC", linewidth=0.8)
     axes.set_axisbelow(True)
@@ -165,7 +193,9 @@ def _style(axes, xlabel, ylabel, title):
         axes.spines[side].set_color(FRAME)
 
 
-def plot_accuracy_by_budget(num_evaluations, scores: dict, title: str = "Accuracy against search budget"):
+def plot_accuracy_by_budget(
+    num_evaluations: Sequence[float], scores: dict[str, Sequence[float]], title: str = "Accuracy against search budget"
+) -> Figure:
     """Draws scores against the decoder evaluations that they cost.
 
     Args:
@@ -174,40 +204,99 @@ def plot_accuracy_by_budget(num_evaluations, scores: dict, title: str = "Accurac
         title (`str`): above the axes.
 
     Returns:
-        `matplotlib.figure.Figure`: percent over a logarithmic budget axis.
+        `matplotlib.figure.Figure`: percent over a logarithmic budget axis. The first line carries its values, but for
+        those that have no free place beside their point.
     """
     figure = _new_figure(8.2, 4.2)  # says what to install when matplotlib is missing, so it comes first
-    import matplotlib.patheffects as effects
-
     axes = figure.subplots()
     styles = ("-", "--", "-.", ":")
     for index, (name, values) in enumerate(scores.items()):
-        color = SERIES[index % len(SERIES)]
-        percent = [100 * value for value in values]
-        style = styles[index % len(styles)]
-        axes.plot(num_evaluations, percent, style, color=color, marker="o", markersize=5, linewidth=1.8, label=name)
-    halo = [effects.withStroke(linewidth=3, foreground="white")]
-    for x, value in zip(num_evaluations, next(iter(scores.values()))):
-        text = {
-            "fontsize": 8,
-            "color": SERIES[0],
-            "ha": "right" if value < 0.93 else "center",
-            "zorder": 5,
-            "path_effects": halo,
-        }
-        offset = (-5, 5) if value < 0.93 else (0, -16)
-        axes.annotate(f"{100 * value:.1f}", (x, 100 * value), offset, textcoords="offset points", **text)
+        size = max(3.0, 7.0 - 1.5 * index)  # where values are equal, each series shows behind the next
+        line = axes.plot(num_evaluations, [100 * value for value in values], styles[index % len(styles)], label=name)[
+            0
+        ]
+        line.set(color=SERIES[index % len(SERIES)], marker="o", markersize=size, linewidth=1.8)
     axes.set_xscale("log")
     axes.set_xticks(num_evaluations, [f"{x:g}" for x in num_evaluations])
     axes.minorticks_off()
-    axes.set_ylim(-3, 103)
-    axes.margins(x=0.06)
+    axes.set_ylim(-4, 104)
+    axes.margins(x=0.1)
     _style(axes, "decoder evaluations per task", "accuracy (%)", title)
     axes.legend(fontsize=8.5, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), labelcolor=INK)
+    if axes.lines:
+        _label_values(axes, axes.lines[0])
     return figure
 
 
-def plot_search(log_probs, solved=None, title: str = "Log-likelihood along the search"):
+def _label_values(axes: Axes, line: Line2D) -> None:
+    """Writes its value beside each point of a line: where no point, text or axis is, and few lines pass."""
+    import matplotlib.patheffects as effects
+
+    figure: Any = axes.figure
+    figure.draw_without_rendering()  # lays the axes out; from here on points have their places
+    markers = [box for other in axes.lines for box in _marker_boxes(axes, other)]
+    taken = list(markers)
+    points: Any = line.get_xydata()
+    for point, marker in zip(points.tolist(), _marker_boxes(axes, line)):
+        label = axes.annotate(f"{point[1]:.1f}", point, (0, 0), textcoords="offset points", ha="center", va="center")
+        label.set(fontsize=8, color=SERIES[0], zorder=5, in_layout=False)
+        label.set_path_effects([effects.withStroke(linewidth=2, foreground="white")])
+        if not math.isfinite(point[1]) or not _place(label, axes, marker, markers, taken):
+            label.remove()
+
+
+def _place(label: Annotation, axes: Axes, marker: Bbox, markers: list[Bbox], taken: list[Bbox]) -> bool:
+    """Moves a label to the best free place around its `marker`, which is then `taken`; whether there is one."""
+    best = None
+    for offset in _offsets():
+        label.set_position(offset)
+        box = label.get_window_extent().padded(2)
+        if not _contains(axes.bbox, box) or any(box.overlaps(other) for other in taken):
+            continue
+        paths = [line.get_transform().transform_path(line.get_path()) for line in axes.lines]
+        own = _distance(box, marker)
+        cost = sum(path.intersects_bbox(box, False) for path in paths)
+        cost += 3 * any(_distance(box, other) < own for other in markers)  # it would be read as the other's
+        if best is None or cost < best[0]:
+            best = cost, offset, box
+    if best is None:
+        return False
+    label.set_position(best[1])
+    taken.append(best[2])
+    return True
+
+
+def _offsets() -> Iterator[tuple[float, float]]:
+    """Places around a point, in points of type: the near ones first, above left before the others."""
+    for distance in (1.0, 1.4, 1.9):
+        for x, y in ((-15, 8), (15, -8), (0, 11), (0, -11), (-18, 0), (18, 0), (15, 8), (-15, -8)):
+            yield x * distance, y * distance
+
+
+def _contains(outer: BboxBase, inner: Bbox) -> bool:
+    return outer.x0 < inner.x0 and inner.x1 < outer.x1 and outer.y0 < inner.y0 and inner.y1 < outer.y1
+
+
+def _distance(box: Bbox, marker: Bbox) -> float:
+    """From the edge of a text to the middle of a marker."""
+    x, y = (marker.x0 + marker.x1) / 2, (marker.y0 + marker.y1) / 2
+    return math.hypot(max(box.x0 - x, 0, x - box.x1), max(box.y0 - y, 0, y - box.y1))
+
+
+def _marker_boxes(axes: Axes, line: Line2D) -> list[Bbox]:
+    from matplotlib.transforms import Bbox
+
+    figure: Any = axes.figure
+    half = line.get_markersize() / 2 * figure.dpi / 72
+    centres = axes.transData.transform(line.get_xydata()).tolist()
+    return [Bbox([[x - half, y - half], [x + half, y + half]]) for x, y in centres]
+
+
+def plot_search(
+    log_probs: Sequence[Sequence[float]],
+    solved: Sequence[bool] | None = None,
+    title: str = "Log-likelihood along the search",
+) -> Figure:
     """Draws the log-likelihood of the demonstrations at every step of each task's search, and the median.
 
     Args:
@@ -243,23 +332,25 @@ def plot_search(log_probs, solved=None, title: str = "Log-likelihood along the s
     else:
         handles.append(_line(SERIES[0], 1.2, f"solved task ({sum(solved)})"))
         handles.append(_line(SERIES[1], 1.2, f"unsolved task ({len(solved) - sum(solved)})"))
-    axes.legend(handles=handles, fontsize=8.5, frameon=False, loc="lower right", labelcolor=INK)
+    axes.legend(
+        handles=handles, fontsize=8.5, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), labelcolor=INK
+    )
     return figure
 
 
-def _line(color, width, label):
+def _line(color: str, width: float, label: str) -> Line2D:
     from matplotlib.lines import Line2D
 
     return Line2D([], [], color=color, linewidth=width, label=label)
 
 
 def plot_latent_map(
-    log_probs,
-    extent,
-    paths=(),
+    log_probs: Any,
+    extent: tuple[float, float, float, float],
+    paths: Sequence[Any] = (),
     title: str = "Log-likelihood over the latent space",
     labels: tuple[str, str] = ("first latent coordinate", "second latent coordinate"),
-):
+) -> Figure:
     """Draws the log-likelihood of a task over a two-dimensional latent space, with the search on top of it.
 
     Args:
@@ -285,7 +376,7 @@ def plot_latent_map(
         x, y = [p[0] for p in path], [p[1] for p in path]
         label = {"path": "search path", "start": "start", "end": "end"} if index == 0 else {}
         axes.plot(x, y, color="white", linewidth=1.5, path_effects=outline, label=label.get("path"))
-        marks = {"edgecolors": "black", "linewidths": 1.0, "zorder": 3}
+        marks: dict[str, Any] = {"edgecolors": "black", "linewidths": 1.0, "zorder": 3}
         axes.scatter(x[:1], y[:1], s=60, color="white", label=label.get("start"), **marks)
         axes.scatter(x[-1:], y[-1:], s=190, color="#FF4136", marker="*", label=label.get("end"), **marks)
     axes.set_xlim(extent[0], extent[1])
@@ -297,7 +388,9 @@ def plot_latent_map(
     bar.ax.tick_params(labelsize=8, colors=MUTED)
     bar.outline.set_visible(False)
     if paths:
-        legend = axes.legend(fontsize=8.5, loc="upper right", facecolor="#333333", edgecolor="none", framealpha=0.75)
-        for text in legend.get_texts():
-            text.set_color("white")
+        place: dict[str, Any] = {
+            "loc": "upper center",
+            "bbox_to_anchor": (0.5, -0.1),
+        }  # on the map it would hide a path
+        axes.legend(fontsize=8.5, ncols=3, frameon=False, labelcolor=INK, **place)
     return figure

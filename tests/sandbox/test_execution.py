@@ -246,6 +246,141 @@ def test_programs_end_with_whoever_runs_them(shared):
     assert wait_until(lambda: not named("orphan_of_test"))
 
 
+# Where Python lives
+
+TRY = (
+    "import sys; sys.path.insert(0, {!r})\nimport execution as e\n"
+    "e.isolation_failures.cache_clear()\nprint(e.isolation_failures())\n"
+    "for level in {!r}:\n"
+    '    for program in [\'import sqlite3, decimal, numbers\', \'open("file", "w").write("x")\', \'open("/etc/passwd")\']:\n'
+    "        print(level, e.run_program(program, isolation=level).status)"
+)
+WORKS = ["{}", "full passed", "full passed", "full failed"]
+
+
+def run_elsewhere(python, modules, levels=("full",), **environment):
+    """The levels tried by another Python: what the script prints."""
+    command = [str(python), "-I", "-B", "-c", TRY.format(str(modules), levels)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd="/", env=environment)
+    return result.stdout.splitlines() or result.stderr
+
+
+@pytest.fixture
+def modules(shared):
+    for module in MODULES:
+        shutil.copy(module, shared)
+    return shared
+
+
+def make_venv(folder):
+    """The venv module would take seconds for the same."""
+    (folder / "bin").mkdir(parents=True)
+    (folder / "lib").mkdir()
+    (folder / "bin" / "python").symlink_to(sys.executable)
+    (folder / "pyvenv.cfg").write_text(f"home = {os.path.dirname(os.path.realpath(sys.executable))}\n")
+    return folder / "bin" / "python"
+
+
+def copy_python(folder):
+    """A relocated installation: the binary and its standard library, without the packages."""
+    base, version = Path(os.path.realpath(sys.base_prefix)), f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    ignore = shutil.ignore_patterns("site-packages", "test", "tests", "idlelib", "__pycache__", "config-*", "*.a")
+    shutil.copytree(Path(os.__file__).parent, folder / "lib" / version, ignore=ignore, symlinks=True)
+    for library in (base / "lib").glob("libpython*.so*"):
+        shutil.copy2(library, folder / "lib", follow_symlinks=False)
+    (folder / "bin").mkdir()
+    return shutil.copy2(os.path.realpath(sys.executable), folder / "bin" / "python")
+
+
+@isolated
+@pytest.mark.parametrize("place", ["x/venv", "a path/with spaces/ü", "venv"])
+def test_python_below_the_temporary_folder(modules, place):
+    python = make_venv(modules / place)
+    partial = ["partial passed"] * 3 if execution._cause_of_failure("partial") is None else []
+    levels = ("full", "partial") if partial else ("full",)
+    assert str(python).startswith(tempfile.gettempdir())
+    assert run_elsewhere(python, modules, levels) == WORKS + partial
+
+
+@isolated
+def test_the_temporary_folder_below_python(modules):
+    python = make_venv(modules / "venv")
+    inside = modules / "venv" / "tmp"
+    inside.mkdir(mode=0o777)
+    assert run_elsewhere(python, modules, TMPDIR=str(inside)) == WORKS
+    assert list(inside.iterdir()) == []
+
+
+@isolated
+def test_a_copied_python_by_its_own_path_by_a_link_and_closed_to_others(modules):
+    python = copy_python(modules / "real")
+    (modules / "link").symlink_to("real")
+    if subprocess.run([python, "-I", "-c", "import ctypes, json"], capture_output=True, cwd="/").returncode:
+        pytest.skip("this Python cannot be copied")
+    assert run_elsewhere(python, modules) == WORKS
+    assert run_elsewhere(modules / "link" / "bin" / "python", modules) == WORKS
+    (modules / "real").chmod(0o700)
+    assert run_elsewhere(python, modules) == WORKS
+    if os.geteuid() == 0:
+        assert run_elsewhere(python, modules, ("partial",)) == ["{}"], "refused: no program may be root there"
+        cause = "import sys; sys.path.insert(0, {!r})\nimport execution as e\nprint(e._cause_of_failure('partial'))"
+        command = [str(python), "-I", "-B", "-c", cause.format(str(modules))]
+        said = subprocess.run(command, capture_output=True, text=True, cwd="/", env={}).stdout
+        assert "would stay root" in said and f"(mode 700): '{modules / 'real'}'" in said
+
+
+@isolated
+def test_python_in_shared_memory(modules):
+    folder = Path(tempfile.mkdtemp(dir="/dev/shm"))
+    try:
+        folder.chmod(0o755)
+        assert run_elsewhere(make_venv(folder / "venv"), modules) == WORKS
+    finally:
+        shutil.rmtree(folder)
+
+
+@isolated
+def test_full_isolation_needs_no_folder_to_write_into(monkeypatch, tmp_path):
+    def full(*args, **kwargs):
+        raise OSError(30, "Read-only file system", "/tmp/program-x")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", full)
+    assert run("open('file', 'w').write('x')", isolation="full").passed
+    with pytest.raises(SandboxError, match=r"set TMPDIR\): \[Errno 30\] Read-only file system: '/tmp/program-x'"):
+        run("x = 1", isolation="none")
+
+
+def broken_child(monkeypatch, shared, before, after):
+    """The sandbox with a fault in the process that closes the doors."""
+    source = MODULES[1].read_text()
+    assert before in source
+    (shared / "child.py").write_text(source.replace(before, after))
+    shutil.copy(MODULES[0], shared)
+    monkeypatch.setattr(execution, "__file__", str(shared / "execution.py"))
+    execution.isolation_failures.cache_clear()
+
+
+def test_the_cause_is_said_with_errno_and_path(monkeypatch, shared, caplog):
+    broken_child(monkeypatch, shared, 'MOUNT_POINT = "/proc"', 'MOUNT_POINT = "/nowhere"')
+    try:
+        with pytest.raises(SandboxError) as caught:
+            run("x = 1", isolation="full")
+        failures = execution.isolation_failures()
+    finally:
+        monkeypatch.undo()
+        execution.isolation_failures.cache_clear()
+    if LEVEL == "full":
+        assert "mount '/nowhere': No such file or directory" in failures["full"] and "[Errno 2]" in failures["full"]
+    assert failures["full"] in str(caught.value) and failures["full"] in caplog.text
+
+
+def test_a_python_that_cannot_start_says_its_own_cause():
+    fatal = (
+        b"Python path configuration:\n  x\nModuleNotFoundError: No module named 'encodings'\n\nCurrent thread\n <none>"
+    )
+    assert execution._reason(fatal) == "ModuleNotFoundError: No module named 'encodings'"
+
+
 # Rights
 
 
@@ -256,10 +391,11 @@ def test_execution_is_off_unless_asked_for():
 
 
 def test_no_isolation_is_refused_unless_asked_for(monkeypatch):
-    monkeypatch.setattr(execution, "isolation_level", lambda: "none")
-    with pytest.raises(SandboxError, match="no isolation.*--isolation none"):
+    failures = {"full": "[Errno 1] unshare: Operation not permitted", "partial": "no"}
+    monkeypatch.setattr(execution, "isolation_failures", lambda: failures)
+    with pytest.raises(SandboxError, match="no isolation.*'full' fails: .Errno 1. unshare: Op.*--isolation none"):
         run_program("x = 1")
-    with pytest.raises(SandboxError, match="offers 'none' at most"):
+    with pytest.raises(SandboxError, match="offers 'none' at most; 'full' fails: .*; 'partial' fails: no;"):
         run_programs(["x = 1"], isolation="partial")
     assert run_program("x = 1", isolation="none").passed
     with pytest.raises(ValueError, match="known: auto, full, partial, none"):
