@@ -151,7 +151,8 @@ class MaskLayout:
                 f"No separator (id {self.separator}) in the {len(ids)} ids; this is no infilling sequence."
             )
         split = ids.index(self.separator)
-        spans, current = {}, None
+        spans: dict[int, list[int]] = {}
+        current: list[int] | None = None
         for token in ids[split + 1 :]:
             if token in self.stops:
                 current = None
@@ -159,7 +160,7 @@ class MaskLayout:
                 current = spans.setdefault(token, [])
             elif current is not None:
                 current.append(token)
-        source = []
+        source: list[int] = []
         for token in ids[: max(split - 1, 0)]:  # the end of text stands before the separator
             if token in self.masks and token not in spans:
                 raise ValueError(f"Mask {self.masks.index(token) + 1} (id {token}) has no span after the separator.")
@@ -288,12 +289,12 @@ def infill_layout(tokenizer, infill_format: str | InfillFormat = "codegen2") -> 
         return vocab[token]
 
     if names.mask is None:
-        sentinels = (find(token) for token in (names.prefix, names.suffix, names.middle))
+        prefix, suffix, middle = (find(token) for token in (names.prefix, names.suffix, names.middle))
         # Not every tokenizer of a family has every token that may end a span; the first one it must have.
         stops = (find(names.stops[0]), *(vocab[token] for token in names.stops[1:] if token in vocab))
         start = () if names.start is None else (find(names.start),)
         end_of_text = find(names.end_of_text)
-        return MiddleLayout(*sentinels, stops, names.suffix_first, start, end_of_text)
+        return MiddleLayout(prefix, suffix, middle, stops, names.suffix_first, start, end_of_text)
     masks = [find(names.mask.format(1))]
     while (following := names.mask.format(len(masks) + 1)) in vocab:
         masks.append(vocab[following])
@@ -473,8 +474,8 @@ def infill(
     ]
     _check_vocabulary(model, layout, sources)
 
-    spans = [[] for _ in sources]
-    finished = [[] for _ in sources]
+    spans: list[list[list[int]]] = [[] for _ in sources]
+    finished: list[list[bool]] = [[] for _ in sources]
     for hole in range(max((len(pieces) for pieces, _ in sources), default=1) - 1):
         rows = [row for row, (pieces, _) in enumerate(sources) if hole < len(pieces) - 1]
         prompts = [layout.prompt(sources[row][0], spans[row]) for row in rows]

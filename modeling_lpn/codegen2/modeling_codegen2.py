@@ -288,7 +288,8 @@ class CodeGen2Model(CodeGen2PreTrainedModel):
         )
         if position_ids is None:
             past = past_key_values.get_seq_length() if past_key_values is not None else 0
-            position_ids = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + past)[None]
+            positions = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + past
+            position_ids = positions[None]  # type: ignore[assignment]
         position_embeddings = rotary_angles(position_ids, self.config.rotary_dim)
 
         hidden_states = self.drop(inputs_embeds)

@@ -19,8 +19,8 @@ class CodeInfillingPipeline(Pipeline):
         ValueError: for a request with other keys, and as [`infill`].
     """
 
-    _load_tokenizer = True
-    _load_processor = _load_image_processor = _load_feature_extractor = False
+    _load_tokenizer = True  # type: ignore[assignment]  # the base class declares them None
+    _load_processor = _load_image_processor = _load_feature_extractor = False  # type: ignore[assignment]
 
     def __call__(self, inputs, *args, batch_size=None, **kwargs):
         if not isinstance(inputs, list):

@@ -178,7 +178,7 @@ class LPNModel(LPNPreTrainedModel):
         return self.encoder.color_embedding
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        self.encoder.color_embedding = value
+        self.encoder.color_embedding = value  # type: ignore[assignment]
 
     def compile_layers(self, **kwargs):
         """
@@ -737,7 +737,7 @@ class LPNModel(LPNPreTrainedModel):
         tasks, inputs, shapes = query_mask.nonzero()[:, 0], query_grids[query_mask], query_shapes[query_mask]
         self._check_grids("query", inputs, shapes)
         usable = torch.ones_like(latents[..., 0], dtype=torch.bool) if log_probs is None else log_probs.isfinite()
-        outputs = []
+        outputs: list[tuple[torch.Tensor, torch.Tensor]] = []
         ranks = torch.zeros(len(tasks), num_candidates, dtype=torch.long, device=tasks.device)
         for candidate in range(num_candidates):
             if candidate:

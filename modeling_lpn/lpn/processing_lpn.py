@@ -217,8 +217,8 @@ def pad_grids(
 
 def mask_of_counts(counts: Sequence[int]) -> np.ndarray:
     """`(batch, max(counts))` bool, True for the first `counts[i]` of row i: which pairs of a padded batch are real."""
-    counts = np.asarray(counts)
-    return np.arange(counts.max(initial=0)) < counts[:, None]
+    numbers = np.asarray(counts)
+    return np.arange(numbers.max(initial=0)) < numbers[:, None]
 
 
 class LPNProcessor(ProcessorMixin):

@@ -158,14 +158,16 @@ class SearchConfig:
         return self.spec.defaults.get(name, type(self).__dataclass_fields__[name].default)
 
     def _check_value(self, name: str, annotation: Any) -> None:
-        value, kind = getattr(self, name), annotation
+        value: Any = getattr(self, name)
+        kind = annotation
         if annotation == int | None:
             if value is None:
                 return
             kind = int
         wrong = f"search setting `{name}` is {value!r}; "
         types, words = KINDS[kind]
-        if not isinstance(value, types) or (isinstance(value, bool) and kind is not bool):
+        fits = isinstance(value, types) and (kind is bool or not isinstance(value, bool))
+        if not fits:
             raise ValueError(f"{wrong}use {words}.")
         known = SEARCH_METHODS if name == "method" else CHOICES.get(name)
         if known is not None and value not in known:

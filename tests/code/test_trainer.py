@@ -84,10 +84,10 @@ def test_lora_round_trip(tmp_path):
 
     wanted = gradients()
     assert len(wanted) == 2 * 4 * SIZES["n_layer"] and all(value.any() for value in wanted.values())
-    adapted.train().gradient_checkpointing_enable()
+    adapted.train().activation_checkpointing_enable()
     adapted.enable_input_require_grads()
     assert all(torch.equal(value, wanted[name]) for name, value in gradients().items())
-    adapted.eval().gradient_checkpointing_disable()
+    adapted.eval().activation_checkpointing_disable()
     with torch.no_grad():
         wanted = adapted(ids, attention_mask=mask).logits
         assert (wanted - before).abs().max() > 1e-2
