@@ -2,7 +2,7 @@
 
     python datasets_scripts/build_code.py --sources stdlib --output outputs/stdlib
     python datasets_scripts/build_code.py --sources stdlib package:sympy sdist:numpy-2.4.0.tar.gz text:docs \\
-        --licence text:docs=PSF-2.0 --validation_sources package:sympy --output outputs/code
+        --license text:docs=PSF-2.0 --validation_sources package:sympy --output outputs/code
 
 Sources: `folder:PATH` (code), `text:PATH` (prose; HTML is stripped), `stdlib`, `stdlib-tests`, `package:NAME` (an
 installed distribution), `sdist:ARCHIVE`, `parquet:PATH`, `hub:DATASET_ID`. Where two files are alike the first one
@@ -39,8 +39,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--output", type=Path, required=True, help="folder to write to")
     add("--overwrite", action="store_true", help="replace an earlier build in --output")
     one = "[SOURCE=]"
-    add("--licence", nargs="*", default=[], metavar=f"{one}NAME", help="of sources that state none, or of one source")
-    add("--allow_licences", nargs="+", default=["default"], help="SPDX names; `default` stands for permissive ones")
+    add("--license", nargs="*", default=[], metavar=f"{one}NAME", help="of sources that state none, or of one source")
+    add("--allow_licenses", nargs="+", default=["default"], help="SPDX names; `default` stands for permissive ones")
     add("--extensions", nargs="*", default=[], metavar=f"{one}.EXT", help="of code, default .py; SOURCE=.c,.h for one")
     add("--exclude", nargs="*", default=[], metavar="PATTERN", help="paths to leave out, e.g. '*/tests/*'")
     for role in ("text", "path", "licence"):
@@ -61,7 +61,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--seed", type=int, default=1, help="of the search for near duplicates")
     arguments = parser.parse_args(argv)
     check_arguments(parser, arguments)
-    arguments.allow_licences = allowed_licences(arguments.allow_licences)
+    arguments.allow_licenses = allowed_licences(arguments.allow_licenses)
     return arguments
 
 
@@ -87,7 +87,7 @@ def examine(candidate: Candidate, source: Source, arguments: argparse.Namespace)
     text = read_text(candidate, source, arguments.min_bytes, arguments.max_bytes)
     stated = candidate.licence if source.licence_by_file else ""
     licence = licence_in_header(text) or stated or source.licence
-    if not is_allowed(licence, arguments.allow_licences):
+    if not is_allowed(licence, arguments.allow_licenses):
         raise Drop("licence", licence or "none stated")
     check_quality(text, source, arguments)
     return text, licence

@@ -193,7 +193,7 @@ def write_report(sources: list[Source], writer: CorpusWriter, benchmarks: Benchm
     manifest = {
         "sources": [{"source": source.label, "detail": source.detail} for source in sources],
         "settings": settings,
-        "licences_accepted": arguments.allow_licences,
+        "licences_accepted": arguments.allow_licenses,
         "near_duplicates": {"permutations": NUM_PERM, "words": SHINGLE},
         "decontamination": {"done": bool(benchmarks.files), "words": BENCHMARK_NGRAM, "files": benchmarks.files},
         "versions": {"python": platform.python_version()}
@@ -221,7 +221,7 @@ def write_corpus_card(sources, writer, benchmarks, settings, arguments) -> None:
         split_rule=rule,
         sources="\n".join(f"- `{source.label}`: {source.detail}" for source in sources),
         licences=table(["licence", "source", "files", "MB"], tally(writer.kept, "licence", "source")),
-        allowed=", ".join(arguments.allow_licences),
+        allowed=", ".join(arguments.allow_licenses),
         dropped=summary(sources, writer),
         benchmarks=benchmark_note(benchmarks),
         settings=table(["setting", "value"], [[name, shown(value)] for name, value in settings.items()]),

@@ -1,4 +1,4 @@
-"""Opens the sources of a code corpus that `--sources`, `--licence` and `--extensions` of `build_code.py` name."""
+"""Opens the sources of a code corpus that `--sources`, `--license` and `--extensions` of `build_code.py` name."""
 
 import argparse
 import difflib
@@ -282,10 +282,10 @@ def open_sources(arguments: argparse.Namespace) -> list[Source]:
         SystemExit: For an unknown kind, a source that is missing or twice there, an unknown or forbidden licence.
     """
     specs = arguments.sources
-    licences, special_licences = split_by_source("--licence", arguments.licence, specs)
+    licences, special_licences = split_by_source("--license", arguments.license, specs)
     extensions, special_extensions = split_by_source("--extensions", arguments.extensions, specs)
     if len(licences) > 1:
-        raise SystemExit(f"--licence has {len(licences)} names for the same sources; write SOURCE=NAME for each")
+        raise SystemExit(f"--license has {len(licences)} names for the same sources; write SOURCE=NAME for each")
     sources = []
     for spec in specs:
         kind, _, argument = spec.partition(":")
@@ -302,7 +302,7 @@ def open_sources(arguments: argparse.Namespace) -> list[Source]:
             source.licence_by_file = False
         given = special_licences.get(spec) or source.licence or "".join(licences)
         source.licence = normalise_licence(given)
-        check_licence(source, spec, arguments.allow_licences)
+        check_licence(source, spec, arguments.allow_licenses)
         sources.append(source)
     label, count = Counter(source.label for source in sources).most_common(1)[0]
     if count > 1:
@@ -314,20 +314,20 @@ def check_licence(source: Source, spec: str, allowed: list[str]) -> None:
     if source.licence_by_file:
         return  # its files are checked one by one
     if not source.licence:
-        raise SystemExit(f"The licence of {spec} is unknown; say it with --licence {spec}=NAME, e.g. {spec}=MIT")
+        raise SystemExit(f"The licence of {spec} is unknown; say it with --license {spec}=NAME, e.g. {spec}=MIT")
     if source.licence == "BSD":
         raise SystemExit(
-            f"{spec} says BSD but not how many clauses; say it with --licence {spec}=BSD-3-Clause or BSD-2-Clause"
+            f"{spec} says BSD but not how many clauses; say it with --license {spec}=BSD-3-Clause or BSD-2-Clause"
         )
     if not is_allowed(source.licence, allowed):
         raise SystemExit(
-            f"The licence of {spec} is {source.licence}, which --allow_licences does not list; leave the source out, "
-            f"or accept it with --allow_licences default NAME ..."
+            f"The licence of {spec} is {source.licence}, which --allow_licenses does not list; leave the source out, "
+            f"or accept it with --allow_licenses default NAME ..."
         )
 
 
 def allowed_licences(names: list[str]) -> list[str]:
-    """`--allow_licences` with `default` spelled out."""
+    """`--allow_licenses` with `default` spelled out."""
     return sorted({name for given in names for name in (PERMISSIVE if given == "default" else (given,))})
 
 

@@ -2,6 +2,7 @@
 
 import ctypes
 import json
+import math
 import os
 import platform
 import shutil
@@ -72,7 +73,7 @@ def find_checkpoint(args: TrainingArguments, overwrite: bool = False) -> str | N
     Args:
         args (`TrainingArguments`): `resume_from_checkpoint` is a folder, `"auto"` for the last checkpoint in `output_dir`
             if there is one, or `None`.
-        overwrite (`bool`, defaults to `False`): removes the checkpoints of an earlier run, and begins anew.
+        overwrite (`bool`, defaults to `False`): begins anew; see [`remove_checkpoints`].
 
     Returns:
         `str`, *optional*: its folder.
@@ -85,13 +86,15 @@ def find_checkpoint(args: TrainingArguments, overwrite: bool = False) -> str | N
     if overwrite:
         if args.resume_from_checkpoint is not None:
             raise ValueError("--overwrite begins anew and --resume_from_checkpoint goes on; give one of the two")
-        if args.should_save and last is not None:
-            for checkpoint in folder.glob("checkpoint-*"):
-                shutil.rmtree(checkpoint)
         return None
-    if args.resume_from_checkpoint == "auto":
-        return last
     record = folder / "run.json"
+    if args.resume_from_checkpoint == "auto":
+        if last is None and record.is_file():
+            raise ValueError(
+                f"{args.output_dir} holds a finished run (run.json) and no checkpoint to go on from; replace it with "
+                "--overwrite, or choose another --output_dir and start from it with --model_name_or_path"
+            )
+        return last
     if args.resume_from_checkpoint is None and (last is not None or record.is_file()):
         what = f"checkpoints of an earlier run (the last: {Path(last).name})" if last else "an earlier run (run.json)"
         raise ValueError(
@@ -101,6 +104,13 @@ def find_checkpoint(args: TrainingArguments, overwrite: bool = False) -> str | N
     return args.resume_from_checkpoint
 
 
+def remove_checkpoints(args: TrainingArguments) -> None:
+    """Removes the checkpoints of an earlier run that is replaced; right before training, when all else has gone well."""
+    if args.should_save:
+        for checkpoint in Path(args.output_dir).glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
+
+
 def is_finished(checkpoint: str | None, args: TrainingArguments) -> bool:
     """Whether a run to be continued has taken all its steps; says so, and what to do to go on."""
     if checkpoint is None or not (state := Path(checkpoint, "trainer_state.json")).is_file():
@@ -108,10 +118,11 @@ def is_finished(checkpoint: str | None, args: TrainingArguments) -> bool:
     step = json.loads(state.read_text())["global_step"]
     if step < args.max_steps:
         return False
-    print(
-        f"{args.output_dir} is finished: {step} of {args.max_steps} steps are done, and nothing was changed. Raise "
-        "--max_steps to train on, or choose another --output_dir"
-    )
+    if args.should_save:
+        print(
+            f"{args.output_dir} is finished: {step} of {args.max_steps} steps are done, and nothing was changed. Raise "
+            "--max_steps to train on, or choose another --output_dir"
+        )
     return True
 
 
@@ -154,18 +165,27 @@ def write_results(path: str | os.PathLike, seed: int, **content) -> None:
     Args:
         path (`str` or path): the JSON file; its folder is made.
         seed (`int`): the run's seed.
-        content: what was measured; JSON without infinities.
+        content: what was measured; a number that is not finite, which JSON has no word for, is written as `null`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({**describe_run(seed), **content}, indent=1, allow_nan=False, default=str)
+    text = json.dumps(_finite({**describe_run(seed), **content}), indent=1, allow_nan=False, default=str)
     new = path.with_name(path.name + ".tmp")
     new.write_text(text + "\n")
     os.replace(new, path)
 
 
-# What our checks raise for a user's mistake. `KeyError` and the like are mistakes of ours and keep their traceback.
-_MISTAKES = (ValueError, TypeError, OSError, ImportError)
+def _finite(value):
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+# What our checks raise for a user's mistake. Where code outside this project raises one, it is a fault of the program, unless
+# it could not open a file.
+_MISTAKES = (ValueError, TypeError, PermissionError, ImportError)
 _TRACEBACK = "--traceback"
 
 
@@ -181,12 +201,25 @@ def run_recipe(main: Callable[[], None]) -> None:
     sys.argv = [argument for argument in sys.argv if argument != _TRACEBACK]
     try:
         main()
-    except _MISTAKES as error:
-        if show:
+    except (*_MISTAKES, OSError) as error:
+        if show or not (isinstance(error, OSError) or _is_ours(error)):
             raise
         if os.environ.get("RANK", "0") == "0":  # one line, not one of each process
             print(f"{Path(sys.argv[0]).name}: {error} ({_TRACEBACK} shows where)", file=sys.stderr)
         sys.exit(2)
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether a check of this project raised the error, or of what reads its settings (dataclasses, transformers' own)."""
+    last, root = error.__traceback__, Path(__file__).parents[1]
+    while last.tb_next is not None:
+        last = last.tb_next
+    place = Path(last.tb_frame.f_code.co_filename)
+    return (
+        place.is_relative_to(root / "modeling_lpn")
+        or place.name == Path(sys.argv[0]).name
+        or place.name in (*("dataclasses.py", "training_args.py", "configuration_utils.py", "hf_argparser.py"),)
+    )
 
 
 class TimeBudget(TrainerCallback):

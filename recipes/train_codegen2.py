@@ -36,6 +36,7 @@ from modeling_lpn.runs import (
     end_together,
     find_checkpoint,
     is_finished,
+    remove_checkpoints,
     run_recipe,
     use_cpu_cores,
     write_results,
@@ -78,7 +79,7 @@ def build_model(run, model_args, tokenizer, on_cpu: bool):
 
 
 def build_train_data(run, objective_args, args, tokenizer, layout):
-    settings = {"splitter": TokenSplitter(tokenizer)} if run.cut_within_tokens else {}
+    settings = {"infill_splitter": TokenSplitter(tokenizer)} if run.cut_within_tokens else {}
     mixture = ObjectiveMixture.from_preset(run.preset, run.objective_per, **given(objective_args), **settings)
     sources = open_sources(run.train_files, tokenizer, run.text_column, run.infill_format, run.streaming)
     options = {"max_length": run.max_length, "seed": args.seed if args.data_seed is None else args.data_seed}
@@ -135,6 +136,8 @@ def main():
         infill_settings={"infill_format": run.infill_format, "max_new_tokens": run.infill_span_tokens + 1},
     )
     trainer.add_callback(budget := TimeBudget(args.max_minutes))
+    if args.overwrite:
+        remove_checkpoints(args)
     result = trainer.train(resume_from_checkpoint=checkpoint)
     last = [entry for entry in trainer.state.log_history if entry["step"] == trainer.state.global_step]
     evaluation = {name: entry[name] for entry in last for name in entry if name.startswith("eval_")}

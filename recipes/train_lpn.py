@@ -22,6 +22,7 @@ from modeling_lpn.runs import (
     find_checkpoint,
     is_finished,
     load_pretrained,
+    remove_checkpoints,
     run_recipe,
     use_cpu_cores,
     write_results,
@@ -115,6 +116,8 @@ def main():
         eval_budgets=run.eval_budgets,
     )
     trainer.add_callback(budget := TimeBudget(args.max_minutes))
+    if args.overwrite:
+        remove_checkpoints(args)
     result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     trainer.save_state()

@@ -8,15 +8,18 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from transformers import AutoModel
 
 from modeling_lpn.arguments import RecipeTrainingArguments
+from modeling_lpn.codegen2.infilling_codegen2 import find_format
 from modeling_lpn.runs import (
     TimeBudget,
     find_checkpoint,
     is_finished,
     load_pretrained,
     refuse_existing,
+    remove_checkpoints,
     run_recipe,
     write_results,
 )
@@ -42,9 +45,12 @@ def test_a_results_file_says_how_it_came_about_and_is_whole_or_not_there(tmp_pat
     record = json.loads(path.read_text())
     assert record["seed"] == 3 and record["scores"] == {"a": 0.5}
     assert {"command", "date", "git_commit", "hardware", "versions"} <= set(record)
-    with pytest.raises(ValueError, match="Out of range float"):
-        write_results(path, 4, scores=float("inf"))
+    with pytest.raises(TypeError, match="keys must be"):
+        write_results(path, 4, scores={(1, 2): 3})
     assert json.loads(path.read_text()) == record and os.listdir(path.parent) == ["results.json"]
+    write_results(path, 5, loss=float("nan"), scores=[float("inf"), 1.0])
+    record = json.loads(path.read_text())
+    assert record["loss"] is None and record["scores"] == [None, 1.0]
 
 
 def test_what_is_there_is_replaced_only_when_asked(tmp_path):
@@ -60,6 +66,8 @@ def test_an_earlier_training_is_continued_or_replaced_only_when_asked(tmp_path):
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(ValueError, match="holds an earlier run.*--resume_from_checkpoint auto.*--overwrite"):
         find_checkpoint(arguments(tmp_path))
+    with pytest.raises(ValueError, match="a finished run .run.json. and no checkpoint"):
+        find_checkpoint(arguments(tmp_path, resume_from_checkpoint="auto"))
     path = checkpoint(tmp_path, 4)
     with pytest.raises(ValueError, match="the last: checkpoint-4"):
         find_checkpoint(arguments(tmp_path))
@@ -67,7 +75,9 @@ def test_an_earlier_training_is_continued_or_replaced_only_when_asked(tmp_path):
     assert find_checkpoint(resumed) == str(path)
     with pytest.raises(ValueError, match="give one of the two"):
         find_checkpoint(resumed, overwrite=True)
-    assert find_checkpoint(arguments(tmp_path), overwrite=True) is None and not path.exists()
+    assert find_checkpoint(arguments(tmp_path), overwrite=True) is None and path.exists()
+    remove_checkpoints(arguments(tmp_path))
+    assert not path.exists()
 
 
 def test_a_finished_run_is_told_from_one_that_is_not(tmp_path, capsys):
@@ -96,18 +106,20 @@ def test_a_missing_folder_is_called_a_missing_folder(tmp_path, monkeypatch):
 
 def test_a_mistake_ends_in_one_line_and_a_bug_in_its_traceback(monkeypatch, capsys):
     def mistaken():
-        raise ValueError("`a` is 3; give 2")
+        find_format("a")
 
     monkeypatch.setattr(sys, "argv", ["recipes/train.py"])
     with pytest.raises(SystemExit) as ended:
         run_recipe(mistaken)
     assert ended.value.code == 2
-    assert capsys.readouterr().err == "train.py: `a` is 3; give 2 (--traceback shows where)\n"
+    assert "train.py: Unknown infill format 'a'" in (line := capsys.readouterr().err) and line.count("\n") == 1
     monkeypatch.setattr(sys, "argv", ["recipes/train.py", "--traceback"])
-    with pytest.raises(ValueError, match="`a` is 3"):
+    with pytest.raises(ValueError, match="Unknown infill format"):
         run_recipe(mistaken)
     with pytest.raises(KeyError):
         run_recipe(lambda: {}["a bug"])
+    with pytest.raises(ValueError):
+        run_recipe(lambda: torch.zeros(2).numpy().reshape(3))
 
 
 @pytest.mark.parametrize("recipe", ["train_lpn", "evaluate_lpn", "train_codegen2", "evaluate_codegen2"])

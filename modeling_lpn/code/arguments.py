@@ -12,7 +12,15 @@ CodeGen2Arguments = arguments_from(
     "CodeGen2Arguments",
     skip=("bos_token_id", "eos_token_id", "pad_token_id", "eom_token_id", "use_cache"),
 )
-ObjectiveArguments = arguments_from(OBJECTIVES.values(), "ObjectiveArguments", skip=("splitter",))
+# An objective's name goes before its settings: one that calls a field `max_length` must not break the others' flags.
+ObjectiveArguments = dataclasses.make_dataclass(
+    "ObjectiveArguments",
+    [],
+    bases=tuple(
+        arguments_from(kind, f"{kind.__name__}Arguments", prefix=f"{name}_", skip=("splitter",))
+        for name, kind in OBJECTIVES.items()
+    ),
+)
 
 
 @dataclasses.dataclass

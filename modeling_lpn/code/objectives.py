@@ -7,7 +7,7 @@ masked), then [`unit_parts`] builds its token ids; both are pure functions of th
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import accumulate
 
 import numpy as np
@@ -131,75 +131,40 @@ class Causal(Objective):
         return UnitPlan(self.name, taken, taken + ends, ends=ends)
 
 
+class SpanLaw:
+    """
+    How spans are drawn: `draw(num_tokens, max_spans, rng)` gives their lengths and the sum of these, `place(lengths, masked,
+    num_tokens, rng)` starts and lengths, in order, not empty and never touching.
+    """
+
+    mask_ratio: tuple[float, float]
+
+    def _masked(self, num_tokens: int, rng) -> int:
+        low, high = self.mask_ratio
+        return min(max(round(num_tokens * (low + (high - low) * rng.random())), 1), num_tokens - 1)
+
+    def place(self, lengths, masked: int, num_tokens: int, rng):
+        # Distinct gaps between the visible tokens, the two ends included: at least one of them between two spans.
+        slots = _choose(num_tokens - masked + 1, len(lengths), rng)
+        before = accumulate(lengths, initial=0)
+        return [slot + masked_before for slot, masked_before in zip(slots, before)], lengths
+
+
 @dataclass(frozen=True)
-class SpanCorruption(Objective):
-    """
-    File-level span corruption (CodeGen2, section 3.2): a share of the file is masked in spans, each replaced by
-    `<mask_i>`; behind the end of text and `<sep>` every mask is followed by its span and `<eom>`.
+class UniformSpans(SpanLaw):
+    """A uniform share is masked, in spans of uniform lengths (CodeGen2)."""
 
-    First the exact number of masked tokens is drawn, then lengths of spans that sum to it, then distinct places among
-    the visible tokens, so that spans never touch and every arrangement is equally likely. The paper does not give the
-    ranges of its uniform distributions; the defaults are the ones without a free parameter.
-
-    Args:
-        mask_ratio (`tuple[float, float]`, defaults to `(0.0, 1.0)`): range of the uniform share of masked tokens.
-        span_length (`tuple[int, int | None]`, defaults to `(1, None)`): range of the uniform span lengths; `None` is
-            the number of masked tokens.
-        mean_span_length (`float`, *optional*): if given, there are `masked / mean_span_length` spans of random lengths
-            (T5, UL2) instead.
-        poisson_spans (`float`, *optional*): if given, the number of spans is Poisson with this rate, zero excluded,
-            and all their borders are uniform (InCoder, section 2.1); `mask_ratio` is then not used.
-        max_spans (`int`, *optional*): most spans of a unit; the number of mask tokens is a limit in any case.
-        final_end_of_text (`bool`, defaults to `True`): whether the end of text follows the last span.
-        min_length (`int`, defaults to 4): shorter files, or pieces of them, are trained causally.
-        cut_ratio (`tuple[float, float]`, defaults to `(0.5, 1.0)`): where a file does not fit into a whole sequence, the
-            range of the uniform share that is taken of what would. With `(1.0, 1.0)` units begin and end where their
-            sequences do, and a model learns to end its spans by counting, which fails at inference.
-    """
-
-    mask_ratio: tuple[float, float] = (0.0, 1.0)
-    span_length: tuple[int, int | None] = (1, None)
-    mean_span_length: float | None = None
-    poisson_spans: float | None = None
-    max_spans: int | None = None
-    final_end_of_text: bool = True
-    min_length: int = MIN_LENGTH
-    cut_ratio: tuple[float, float] = (0.5, 1.0)
-    name = "span_corruption"
+    mask_ratio: tuple[float, float]
+    span_length: tuple[int, int | None]
 
     def __post_init__(self):
-        for name in ("mask_ratio", "cut_ratio"):
-            _check_range(name, getattr(self, name))
+        _check_range("mask_ratio", self.mask_ratio)
         if len(self.span_length) != 2 or not 1 <= self.span_length[0] <= (self.span_length[1] or self.span_length[0]):
             raise ValueError(f"`span_length` is {self.span_length}; give two lengths with 1 <= low <= high.")
 
-    def plan(self, token_ids, room, rng, layout, opens_sequence=False) -> UnitPlan:
-        _require_masks(layout, self.name)
-        fixed = 2 + self.final_end_of_text  # end of text, <sep>, final end of text
-        taken = self._piece(token_ids, room - 3 - fixed, rng, opens_sequence)
-        if taken < self.min_length:
-            return CAUSAL.plan(token_ids, room, rng, layout)
-        draw = self._draw_lengths if self.poisson_spans is None else self._draw_borders
-        most = min(layout.max_holes, self.max_spans or layout.max_holes)
-        spans, masked = draw(taken, most, rng)
-        # The piece is made to fit before anything is placed, never cut afterwards: every span keeps its <eom>.
-        fitting = min(taken, room - fixed - 3 * len(spans))
-        if fitting < max(self.min_length, masked + len(spans) - 1):
-            fitting = room - fixed - 3 * len(spans)
-            if fitting < max(self.min_length, 2 * len(spans)):
-                fitting, most = taken, 1
-            spans, masked = draw(fitting, min(most, len(spans)), rng)
-        starts, lengths = self._place(spans, masked, fitting, rng)
-        size = fitting + 3 * len(starts) + fixed
-        return UnitPlan(self.name, fitting, size, starts, lengths, ends=self.final_end_of_text)
-
-    def _draw_lengths(self, num_tokens, max_spans, rng):
-        """Lengths of the spans, and their sum."""
-        low, high = self.mask_ratio
-        masked = min(max(round(num_tokens * (low + (high - low) * rng.random())), 1), num_tokens - 1)
+    def draw(self, num_tokens: int, max_spans: int, rng):
+        masked = self._masked(num_tokens, rng)
         most = min(max_spans, masked, num_tokens - masked + 1)
-        if self.mean_span_length is not None:
-            return _composition(masked, min(max(round(masked / self.mean_span_length), 1), most), rng), masked
         shortest, longest = self.span_length
         longest = masked if longest is None else min(longest, masked)
         shortest = min(shortest, longest)
@@ -217,25 +182,126 @@ class SpanCorruption(Objective):
         lengths[-1], lengths[other] = lengths[other], lengths[-1]
         return lengths, masked
 
-    def _draw_borders(self, num_tokens, max_spans, rng):
-        """As many spans as InCoder has, with one token each: their real lengths are drawn with their places."""
+
+@dataclass(frozen=True)
+class MeanSpans(SpanLaw):
+    """A uniform share is masked, in as many spans of random lengths as give the mean length (T5, UL2)."""
+
+    mask_ratio: tuple[float, float]
+    mean_span_length: float
+
+    def __post_init__(self):
+        _check_range("mask_ratio", self.mask_ratio)
+        if not self.mean_span_length >= 1:
+            raise ValueError(f"`mean_span_length` is {self.mean_span_length}; give 1 token or more.")
+
+    def draw(self, num_tokens: int, max_spans: int, rng):
+        masked = self._masked(num_tokens, rng)
+        most = min(max_spans, masked, num_tokens - masked + 1)
+        return _composition(masked, min(max(round(masked / self.mean_span_length), 1), most), rng), masked
+
+
+@dataclass(frozen=True)
+class PoissonSpans(SpanLaw):
+    """A Poisson number of spans, zero excluded, all of whose borders are uniform (InCoder, section 2.1)."""
+
+    rate: float
+
+    def __post_init__(self):
+        if not 0 < self.rate < float("inf"):
+            raise ValueError(f"`poisson_spans` is {self.rate}; give a positive rate.")
+
+    def draw(self, num_tokens: int, max_spans: int, rng):
+        """One token for each span: the real lengths are drawn with the places."""
         spans = 0
         while spans == 0:
-            spans = int(rng.poisson(self.poisson_spans))
+            spans = int(rng.poisson(self.rate))
         spans = min(spans, max_spans, 256, num_tokens // 2)
         return [1] * spans, spans
 
-    def _place(self, lengths, masked, num_tokens, rng):
-        """Starts and lengths of the spans: in order, not empty, and never touching."""
-        if self.poisson_spans is None:
-            # Distinct gaps between the visible tokens, the two ends included: at least one of them between two spans.
-            slots = _choose(num_tokens - masked + 1, len(lengths), rng)
-            before = accumulate(lengths, initial=0)
-            return [slot + masked_before for slot, masked_before in zip(slots, before)], lengths
+    def place(self, lengths, masked: int, num_tokens: int, rng):
         borders = _choose(num_tokens + 1, 2 * len(lengths), rng)
         if borders == [0, num_tokens]:
             borders[1] -= 1  # something has to be visible
         return borders[0::2], [end - start for start, end in zip(borders[0::2], borders[1::2])]
+
+
+@dataclass(frozen=True)
+class SpanCorruption(Objective):
+    """
+    File-level span corruption (CodeGen2, section 3.2): a share of the file is masked in spans, each replaced by
+    `<mask_i>`; behind the end of text and `<sep>` every mask is followed by its span and `<eom>`.
+
+    First the exact number of masked tokens is drawn, then lengths of spans that sum to it, then distinct places among
+    the visible tokens, so that spans never touch and every arrangement is equally likely. The paper does not give the
+    ranges of its uniform distributions; the defaults are the ones without a free parameter.
+
+    Args:
+        mask_ratio (`tuple[float, float]`, defaults to `(0.0, 1.0)`): range of the uniform share of masked tokens.
+        span_length (`tuple[int, int | None]`, defaults to `(1, None)`): range of the uniform span lengths; `None` is
+            the number of masked tokens.
+        mean_span_length (`float`, *optional*): instead of `span_length`, there are `masked / mean_span_length` spans of random lengths
+            (T5, UL2) instead.
+        poisson_spans (`float`, *optional*): if given, the number of spans is Poisson with this rate, zero excluded,
+            and all their borders are uniform (InCoder, section 2.1); `mask_ratio` and the lengths are then refused.
+        max_spans (`int`, *optional*): most spans of a unit; the number of mask tokens is a limit in any case.
+        final_end_of_text (`bool`, defaults to `True`): whether the end of text follows the last span.
+        min_length (`int`, defaults to 4): shorter files, or pieces of them, are trained causally.
+        cut_ratio (`tuple[float, float]`, defaults to `(0.5, 1.0)`): where a file does not fit into a whole sequence, the
+            range of the uniform share that is taken of what would. With `(1.0, 1.0)` units begin and end where their
+            sequences do, and a model learns to end its spans by counting, which fails at inference.
+    """
+
+    mask_ratio: tuple[float, float] | None = None
+    span_length: tuple[int, int | None] | None = None
+    mean_span_length: float | None = None
+    poisson_spans: float | None = None
+    max_spans: int | None = None
+    final_end_of_text: bool = True
+    min_length: int = MIN_LENGTH
+    cut_ratio: tuple[float, float] = (0.5, 1.0)
+    name = "span_corruption"
+
+    def __post_init__(self):
+        _check_range("cut_ratio", self.cut_ratio)
+        given = [name for name in ("mask_ratio", "span_length", "mean_span_length") if getattr(self, name) is not None]
+        if self.poisson_spans is not None and given:
+            raise ValueError(
+                f"`poisson_spans` draws all borders of the spans, so `{given[0]}` would have no effect; give one of the two."
+            )
+        if self.mean_span_length is not None and self.span_length is not None:
+            raise ValueError(
+                "`mean_span_length` draws random lengths, so `span_length` would have no effect; give one of the two."
+            )
+        object.__setattr__(self, "_law", self._make_law())
+
+    def _make_law(self) -> "UniformSpans | MeanSpans | PoissonSpans":
+        if self.poisson_spans is not None:
+            return PoissonSpans(self.poisson_spans)
+        mask_ratio = (0.0, 1.0) if self.mask_ratio is None else self.mask_ratio
+        if self.mean_span_length is not None:
+            return MeanSpans(mask_ratio, self.mean_span_length)
+        return UniformSpans(mask_ratio, (1, None) if self.span_length is None else self.span_length)
+
+    def plan(self, token_ids, room, rng, layout, opens_sequence=False) -> UnitPlan:
+        _require_masks(layout, self.name)
+        fixed = 2 + self.final_end_of_text  # end of text, <sep>, final end of text
+        taken = self._piece(token_ids, room - 3 - fixed, rng, opens_sequence)
+        if taken < self.min_length:
+            return CAUSAL.plan(token_ids, room, rng, layout)
+        draw = self._law.draw
+        most = min(layout.max_holes, self.max_spans or layout.max_holes)
+        spans, masked = draw(taken, most, rng)
+        # The piece is made to fit before anything is placed, never cut afterwards: every span keeps its <eom>.
+        fitting = min(taken, room - fixed - 3 * len(spans))
+        if fitting < max(self.min_length, masked + len(spans) - 1):
+            fitting = room - fixed - 3 * len(spans)
+            if fitting < max(self.min_length, 2 * len(spans)):
+                fitting, most = taken, 1
+            spans, masked = draw(fitting, min(most, len(spans)), rng)
+        starts, lengths = self._law.place(spans, masked, fitting, rng)
+        size = fitting + 3 * len(starts) + fixed
+        return UnitPlan(self.name, fitting, size, starts, lengths, ends=self.final_end_of_text)
 
 
 @dataclass(frozen=True)
@@ -370,8 +436,8 @@ class ObjectiveMixture:
         Args:
             name (`str`): a key of `PRESETS`.
             per (`str`, defaults to `"sequence"`): see the class.
-            settings: arguments of its objectives to change, such as `mask_ratio` or `splitter`; each one goes to all the
-                objectives that have it.
+            settings: arguments of its objectives to change, with the objective's name before them:
+                `span_corruption_mask_ratio`, `infill_splitter`.
 
         Raises:
             ValueError: for an unknown name, or a setting that none of its objectives has.
@@ -381,7 +447,7 @@ class ObjectiveMixture:
         ```python
         >>> from modeling_lpn import ObjectiveMixture
 
-        >>> ObjectiveMixture.from_preset("codegen2", mask_ratio=(0.1, 0.5)).objectives[1].mask_ratio
+        >>> ObjectiveMixture.from_preset("codegen2", span_corruption_mask_ratio=(0.1, 0.5)).objectives[1].mask_ratio
         (0.1, 0.5)
 
         ```
@@ -392,11 +458,10 @@ class ObjectiveMixture:
         weights, objectives = zip(*PRESETS[name])
         changed, unused = [], set(settings)
         for objective in objectives:
-            own = {
-                key: value for key, value in settings.items() if key in getattr(objective, "__dataclass_fields__", ())
-            }
+            own = {field.name: f"{objective.name}_{field.name}" for field in fields(objective)}
+            own = {field: settings[key] for field, key in own.items() if key in settings}
             changed.append(replace(objective, **own) if own else objective)
-            unused -= set(own)
+            unused -= {f"{objective.name}_{field}" for field in own}
         if unused:
             kinds = ", ".join(sorted({objective.name for objective in objectives}))
             raise ValueError(f"No objective of the preset {name!r} ({kinds}) has the setting {sorted(unused)[0]!r}.")

@@ -290,7 +290,13 @@ class LPNProcessor(ProcessorMixin):
         Raises:
             `ValueError`: no tasks, or a task is malformed.
         """
-        tasks = [tasks] if isinstance(tasks, Mapping) else list(tasks)
+        if isinstance(tasks, Mapping):
+            tasks = [tasks]
+        elif not isinstance(tasks, Sequence) or isinstance(tasks, str):
+            raise ValueError(
+                f"The tasks are a {type(tasks).__name__} ({tasks!r:.40}); give a task as a dict"
+                ' {"train": [{"input", "output"}], "test": [{"input"}]}, or a list of such dicts'
+            )
         if not tasks:
             raise ValueError("There are no tasks (an empty list); give at least one task")
         checked = [self.validate_task(task, task_id=f"{index} of the list") for index, task in enumerate(tasks)]

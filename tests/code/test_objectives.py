@@ -1,6 +1,7 @@
 """The objectives: what can be undone, what carries loss, what is drawn how often."""
 
 import itertools
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modeling_lpn import ObjectiveMixture, infill_layout
+from modeling_lpn.code.arguments import ObjectiveArguments
 from modeling_lpn.code.objectives import (
     MANY_SPANS,
     OBJECTIVES,
@@ -67,6 +69,82 @@ def test_undoing_a_unit_gives_the_source_and_it_fits(name, length, room, seed):
     assert ((labels == -100) | (labels == ids)).all()
     again = VARIANTS[name](source, np.random.default_rng(seed), MASKS, room=room)
     assert (again["input_ids"] == ids).all()
+
+
+def check_promise(objective, length, room, seed, layout):
+    """What every objective of the registry promises, whatever it is: see [`Objective`]."""
+    source, policies = source_of(length), ("no_sentinels", "all", "targets_only")
+    units = [objective(source, np.random.default_rng(seed), layout, room=room, labels=policy) for policy in policies]
+    for policy, unit in zip(policies, units):
+        ids, labels, plan = unit["input_ids"], unit["labels"], unit["plan"]
+        assert restore(unit, layout) == source[: plan.taken].tolist(), "undoing it gives the file back"
+        assert len(ids) == plan.size <= room and 1 <= plan.taken <= length, "the length budget is kept"
+        assert ids.tolist() == units[0]["input_ids"].tolist(), "a pure function of its arguments and the generator"
+        learned = labels != -100
+        assert (labels[learned] == ids[learned]).all() and not learned[: plan.prefix_length].any()
+        assert policy != "no_sentinels" or not np.isin(labels, unlearned_ids(layout)).any()
+        hidden = sum(plan.lengths) + len(plan.lengths) + plan.ends
+        assert policy != "targets_only" or not plan.starts or learned.sum() <= hidden, (
+            "only what was masked is learned"
+        )
+
+
+def reads(objective, layout):
+    try:
+        objective(source_of(50), np.random.default_rng(0), layout)
+    except ValueError as error:
+        assert "mask tokens" in str(error)  # refused by name, not by chance
+        return False
+    return True
+
+
+@pytest.mark.parametrize("layout", [MASKS, MIDDLE], ids=["masks", "middle"])
+@given(length=lengths, room=st.integers(1, 700), seed=seeds)
+@settings(max_examples=40, deadline=None)
+def test_every_objective_and_preset_keeps_its_promise(layout, length, room, seed):
+    objectives = [kind() for kind in OBJECTIVES.values()]
+    objectives += [objective for preset in PRESETS.values() for _, objective in preset]
+    assert {objective.name for objective in objectives} == set(OBJECTIVES)
+    for objective in dict.fromkeys(objectives):
+        if reads(objective, layout):
+            check_promise(objective, length, room, seed, layout)
+
+
+class Wrong(SpanCorruption):
+    """A registered objective with one fault."""
+
+    def __init__(self, fault):
+        super().__init__()
+        object.__setattr__(self, "fault", fault)
+
+    def plan(self, token_ids, room, rng, layout, opens_sequence=False):
+        return super().plan(token_ids, room + 40 * (self.fault == "room"), rng, layout)
+
+    def __call__(self, token_ids, rng, layout, room=None, labels="no_sentinels"):
+        unit = super().__call__(token_ids, rng, layout, room, labels)
+        if self.fault == "drops":
+            place = np.flatnonzero(unit["input_ids"] < 1000)[0]
+            unit |= {name: np.delete(unit[name], place) for name in ("input_ids", "labels")}
+            unit["plan"] = replace(unit["plan"], size=unit["plan"].size - 1)
+        if self.fault == "labels":
+            unit["labels"] = unit["input_ids"].copy()
+        if self.fault == "draws":
+            unit["input_ids"] = unit["input_ids"][:: 1 if labels == "all" else -1]
+        return unit
+
+
+@pytest.mark.parametrize("fault", ["room", "drops", "labels", "draws"])
+def test_a_wrong_objective_is_caught(monkeypatch, fault):
+    monkeypatch.setitem(OBJECTIVES, "wrong", lambda: Wrong(fault))
+    with pytest.raises((AssertionError, ValueError)):
+        for seed in range(20):
+            check_promise(OBJECTIVES["wrong"](), 100, 90, seed, MASKS)
+
+
+def test_flags_carry_the_name_of_their_objective():
+    names = [field.name for field in fields(ObjectiveArguments)]
+    wanted = [f"{name}_{field.name}" for name, kind in OBJECTIVES.items() for field in fields(kind)]
+    assert set(names) == set(wanted) - {"infill_splitter"} and len(names) == len(set(names))
 
 
 @pytest.mark.parametrize("name", SPANS)
@@ -260,12 +338,21 @@ def test_presets_draw_by_their_weights(name):
     "action, message",
     [
         (lambda: ObjectiveMixture.from_preset("codegen"), "nearest known one is 'codegen2'"),
-        (lambda: ObjectiveMixture.from_preset("causal", mask_ratio=(0, 1)), "No objective of the preset 'causal'"),
+        (
+            lambda: ObjectiveMixture.from_preset("causal", span_corruption_mask_ratio=(0, 1)),
+            "No objective of the preset 'causal'",
+        ),
         (lambda: ObjectiveMixture((), ()), "0 objectives have the weights"),
         (lambda: ObjectiveMixture((Infill(),), (1.0, 2.0)), "1 objectives have the weights"),
         (lambda: ObjectiveMixture((Infill(),), per="batch"), "`per` is 'batch'"),
         (lambda: SpanCorruption(mask_ratio=(0.5, 0.1)), r"`mask_ratio` is \(0.5, 0.1\)"),
         (lambda: Infill(cut_ratio=(0.5, 1.5)), r"`cut_ratio` is \(0.5, 1.5\)"),
+        (lambda: ObjectiveMixture.from_preset("codegen2", mask_ratio=(0, 1)), "has the setting 'mask_ratio'"),
+        (lambda: SpanCorruption((0.1, 0.2), poisson_spans=1.0), "`mask_ratio` would have no effect"),
+        (lambda: SpanCorruption(mean_span_length=3.0, poisson_spans=1.0), "`mean_span_length` would have no effect"),
+        (lambda: SpanCorruption(span_length=(1, 2), mean_span_length=3.0), "`span_length` would have no effect"),
+        (lambda: SpanCorruption(poisson_spans=0.0), "`poisson_spans` is 0.0"),
+        (lambda: SpanCorruption(mean_span_length=0.5), "`mean_span_length` is 0.5"),
         (lambda: SpanCorruption(span_length=(3, 2)), r"`span_length` is \(3, 2\)"),
         (lambda: SpanCorruption(span_length=(3,)), r"`span_length` is \(3,\)"),
         (lambda: Infill()([1, 1099, 2], np.random.default_rng(0), MASKS), "control token 1099 at position 1"),

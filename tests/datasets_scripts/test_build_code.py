@@ -90,13 +90,13 @@ def reasons(manifest):
 
 
 def folder_arguments(folder, *more):
-    return ("--sources", f"folder:{folder}", "--licence", "MIT", "--validation_fraction", "0", *more)
+    return ("--sources", f"folder:{folder}", "--license", "MIT", "--validation_fraction", "0", *more)
 
 
 def test_the_command_writes_rows_manifest_and_card(tmp_path, script, capsys):
     write(tmp_path / "mine", {f"pkg/m{number:02}.py": code(number) for number in range(20)})
     command = [sys.executable, "datasets_scripts/build_code.py", "--sources", f"folder:{tmp_path / 'mine'}"]
-    command += ["--licence", "mit", "--decontaminate", "--output", str(tmp_path / "out")]  # with no problems
+    command += ["--license", "mit", "--decontaminate", "--output", str(tmp_path / "out")]  # with no problems
     environment = {"PYTHONPATH": str(ROOT), "PATH": "", "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "7"}
     options = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True, "timeout": 300}
     result = subprocess.run(command, **options)
@@ -197,7 +197,7 @@ def test_every_reason_to_drop_a_file(build, tmp_path):
     assert details["b/edited.py"] == "folder:in/a.py" and details["c/own_gpl.py"] == "GPL-3.0-or-later"
     assert "undecodable 2" in (tmp_path / "out" / "README.md").read_text()
 
-    rows, _ = build(*arguments, "--near_duplicate_threshold", "0", "--allow_licences", "default", "GPL-3.0-or-later")
+    rows, _ = build(*arguments, "--near_duplicate_threshold", "0", "--allow_licenses", "default", "GPL-3.0-or-later")
     # the loosened filters let exactly these two in
     assert sorted({*paths(rows)} - {"a.py", "c/own_bsd.py", "late.py"}) == ["b/edited.py", "c/own_gpl.py"]
 
@@ -254,7 +254,7 @@ def test_the_first_of_two_sources_keeps_a_file(build, tmp_path):
     shared = {"z.py": code(1, 30)}
     first, second = write(tmp_path / "b", shared), write(tmp_path / "a", {"a.py": code(1, 30) + "y = 2\n", **shared})
     write(second, {"c.py": code(2)})
-    both = ["--sources", f"folder:{first}", f"folder:{second}", "--licence", "MIT"]
+    both = ["--sources", f"folder:{first}", f"folder:{second}", "--license", "MIT"]
     rows, manifest = build(*both, "--validation_sources", f"folder:{second}")
     assert (paths(rows), paths(rows, "validation")) == (["z.py"], ["c.py"])
     assert [entry["detail"] for entry in manifest["dropped"]] == ["folder:b/z.py"] * 2
@@ -266,7 +266,7 @@ def test_the_first_of_two_sources_keeps_a_file(build, tmp_path):
 
 def test_the_split_depends_on_source_and_path_alone(build, tmp_path):
     folder = write(tmp_path / "in", {f"m{number}.py": code(number, 4) for number in range(300)})
-    arguments = ["--sources", f"folder:{folder}", "--licence", "MIT", "--validation_fraction", "0.2"]
+    arguments = ["--sources", f"folder:{folder}", "--license", "MIT", "--validation_fraction", "0.2"]
     rows, _ = build(*arguments)
     held = set(paths(rows, "validation"))
     assert 40 <= len(held) <= 80  # 60 expected, a deviation of 7
@@ -280,7 +280,7 @@ def test_the_split_depends_on_source_and_path_alone(build, tmp_path):
 
 def test_a_small_corpus_has_one_file_for_validation(build, tmp_path):
     folder = write(tmp_path / "in", {f"m{number}.py": code(number) for number in range(6)})
-    arguments = ["--sources", f"folder:{folder}", "--licence", "MIT", "--validation_fraction", "0.000001"]
+    arguments = ["--sources", f"folder:{folder}", "--license", "MIT", "--validation_fraction", "0.000001"]
     rows, manifest = build(*arguments)
     (held,) = paths(rows, "validation")
     shares = {f"m{i}.py": hashlib.sha256(f"folder:in\0m{i}.py".encode()).hexdigest() for i in range(6)}
@@ -391,9 +391,9 @@ def test_the_licence_of_a_package(build, tmp_path, monkeypatch, case):
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     arguments = ["--sources", "package:foo-lib", "--validation_fraction", "0"]
     refusals = {
-        "": "licence of package:foo-lib is unknown; say it with --licence",
+        "": "licence of package:foo-lib is unknown; say it with --license",
         "BSD": "says BSD but not how many clauses",
-        "MIT AND GPL": "is MIT AND GPL, which --allow_licences does not list; leave the source out, or accept",
+        "MIT AND GPL": "is MIT AND GPL, which --allow_licenses does not list; leave the source out, or accept",
     }
     if expected not in refusals:
         rows, manifest = build(*arguments)
@@ -402,7 +402,7 @@ def test_the_licence_of_a_package(build, tmp_path, monkeypatch, case):
         return
     with pytest.raises(SystemExit, match=refusals[expected]):
         build(*arguments)
-    rows, _ = build(*arguments, "--licence", "package:foo-lib=Zlib", "--extensions", ".py", "c")
+    rows, _ = build(*arguments, "--license", "package:foo-lib=Zlib", "--extensions", ".py", "c")
     assert [(row["path"], row["licence"]) for row in rows["train"]] == [
         ("foo_lib/a.py", "Zlib"),
         ("foo_lib/b.c", "Zlib"),
@@ -464,9 +464,9 @@ def test_parquet(build, tmp_path):
     source = f"parquet:{tmp_path / 'shards'}"
     arguments = ["--sources", source, "--validation_fraction", "0"]
     check_table(*build(*arguments))
-    rows, _ = build(*arguments, "--licence", "ISC", output="b")  # for the row that states none
+    rows, _ = build(*arguments, "--license", "ISC", output="b")  # for the row that states none
     assert [row["licence"] for row in rows["train"]] == ["MIT", "ISC AND Apache-2.0", "ISC"]
-    rows, _ = build(*arguments, "--licence", f"{source}=ISC", output="c")  # for every row
+    rows, _ = build(*arguments, "--license", f"{source}=ISC", output="c")  # for every row
     assert [row["licence"] for row in rows["train"]] == ["ISC"] * 4
     rows, _ = build(*arguments, "--max_files", "1", output="d")
     assert paths(rows) == ["a.py"]
@@ -512,7 +512,7 @@ line.<p>Two <b>bold</b> words<script>var x;</script><pre>for x in y:
 def test_natural_language(build, tmp_path):
     prose = "A paragraph is one long line of words. " * 40 + "\nThis page says: do not edit it.\n"
     folder = write(tmp_path / "docs", {"a.html": PAGE, "b.md": prose, "c.py": code(1), "tree/d.rst": code(2)})
-    rows, _ = build("--sources", f"text:{folder}", "--licence", "CC0-1.0", "--validation_fraction", "0")
+    rows, _ = build("--sources", f"text:{folder}", "--license", "CC0-1.0", "--validation_fraction", "0")
     assert paths(rows) == ["a.html", "b.md", "tree/d.rst"]
     assert rows["train"][0]["text"] == (
         "Lists & tuples\n\nOne line.\n\nTwo bold words\n\nfor x in y:\n    print(x)\n\na b\n"
@@ -520,7 +520,7 @@ def test_natural_language(build, tmp_path):
     assert rows["train"][1]["text"] == prose
     rows, _ = build(
         *("--sources", f"text:{folder}", f"folder:{folder}", "--validation_fraction", "0"),
-        *("--licence", "MIT", f"text:{folder}=PSF-2.0", "--extensions", f"text:{folder}=.md"),
+        *("--license", "MIT", f"text:{folder}=PSF-2.0", "--extensions", f"text:{folder}=.md"),
     )
     assert [(row["path"], row["licence"], row["source"]) for row in rows["train"]] == [
         ("b.md", "PSF-2.0", "text:docs"),
@@ -555,19 +555,19 @@ def test_standard_library(build, tmp_path, script, monkeypatch):
         (["--sources", "parquet:{tmp}/none"], "there is no such Parquet file"),
         (["--sources", "sdist:{tmp}/none"], "there is no such file; give a .tar.gz"),
         (["--sources", "package:pytestt"], "no distribution of this name is installed; did you mean pytest"),
-        (["--sources", "folder:{tmp}/in"], "licence of folder:.* is unknown; say it with --licence"),
-        (["--sources", "folder:{tmp}/in", "--licence", "GPL-3.0"], "is GPL-3.0, which --allow_licences does not list"),
-        (["--sources", "folder:{tmp}/in", "--licence", "MIT", "ISC"], "--licence has 2 names for the same sources"),
-        (["--sources", "folder:{tmp}/in", "--licence", "x=MIT"], "--licence x=MIT: x is not one of --sources"),
-        (["--sources", "folder:{tmp}/in", "folder:{tmp}/../in/in", "--licence", "MIT"], "there is no such folder"),
+        (["--sources", "folder:{tmp}/in"], "licence of folder:.* is unknown; say it with --license"),
+        (["--sources", "folder:{tmp}/in", "--license", "GPL-3.0"], "is GPL-3.0, which --allow_licenses does not list"),
+        (["--sources", "folder:{tmp}/in", "--license", "MIT", "ISC"], "--license has 2 names for the same sources"),
+        (["--sources", "folder:{tmp}/in", "--license", "x=MIT"], "--license x=MIT: x is not one of --sources"),
+        (["--sources", "folder:{tmp}/in", "folder:{tmp}/../in/in", "--license", "MIT"], "there is no such folder"),
         (["--sources", "stdlib", "stdlib"], "2 sources are called stdlib; name each once"),
         (["--sources", "stdlib", "--validation_sources", "stdlb"], "stdlb is none of --sources; give stdlib"),
         (["--sources", "stdlib", "--validation_sources", "stdlib"], "holds out every source"),
         (
-            ["--sources", "folder:{tmp}/in", "--licence", "MIT", "--min_bytes", "9000"],
+            ["--sources", "folder:{tmp}/in", "--license", "MIT", "--min_bytes", "9000"],
             "None of 2 files was kept .size 2",
         ),
-        (["--sources", "folder:{tmp}/in", "--licence", "MIT", "--extensions", "rs"], "None of 0 files was kept .none"),
+        (["--sources", "folder:{tmp}/in", "--license", "MIT", "--extensions", "rs"], "None of 0 files was kept .none"),
         (["--sources", "stdlib", "--decontaminate", "{tmp}/none"], "has no lines with `prompt`.*FileNotFoundError"),
         (["--sources", "stdlib", "--decontaminate", "{tmp}/in/a.py"], "JSONDecodeError.* give a .jsonl"),
         (["--sources", "stdlib", "--validation_fraction", "1"], "--validation_fraction is 1.0; give a number from 0"),

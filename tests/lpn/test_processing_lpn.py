@@ -233,3 +233,9 @@ def test_all_arc_agi_1_tasks_are_processed():
 
 def test_examples_in_docstrings():
     assert doctest.testmod(processing_lpn).failed == 0
+
+
+@pytest.mark.parametrize("tasks", [None, 3, "task.json", {1, 2}])
+def test_what_is_no_task_at_all_is_explained(tasks):
+    with pytest.raises(ValueError, match=f"The tasks are a {type(tasks).__name__} .*give a task as a dict"):
+        LPNProcessor()(tasks)

@@ -239,9 +239,9 @@ def test_search_settings_are_chosen_and_saved_with_the_model(trained, tmp_path, 
     assert "chosen on 4 validation tasks" in capsys.readouterr().out
     assert AutoModel.from_pretrained(folder).config.search == after["search"]
     with pytest.raises(ValueError, match="choose on other tasks than you judge by"):
-        call(evaluate, monkeypatch, *flags(settings, validation_seed=1_000_000))
+        call(evaluate, monkeypatch, *flags(settings, validation_seed=1_000_000, overwrite=True))
     with pytest.raises(ValueError, match="`save_search` needs `choose_search`"):
-        call(evaluate, monkeypatch, *flags(settings, choose_search="false"))
+        call(evaluate, monkeypatch, *flags(settings, choose_search="false", overwrite=True))
 
 
 def test_evaluation_of_task_files_without_answers(trained, tmp_path, monkeypatch, capsys):
