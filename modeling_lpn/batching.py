@@ -1,12 +1,13 @@
 """One engine for work on batches: items of similar size together, dealt to processes, halved where memory ends."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import extract_model_from_parallel, gather_object
+from tqdm import tqdm
 
 
 @contextlib.contextmanager
@@ -23,16 +24,24 @@ def evaluating(model: torch.nn.Module) -> Iterator[Any]:
 
 
 def map_batches(
-    work: Callable[[list[Any]], list[Any]], items: list[Any], size: Callable[[Any], Any], batch_size: int
+    work: Callable[[list[Any]], list[Any]],
+    items: Sequence[Any],
+    size: Callable[[Any], Any],
+    batch_size: int,
+    failed: Callable[[Any, Exception], Any] | None = None,
+    unit: str | None = None,
 ) -> list[Any]:
     """
     `work` on batches of items of similar size, dealt to the processes of a launch.
 
     Args:
         work (`Callable`): from some items to as many results; an item's result must not depend on the others.
-        items (`list`): the items.
+        items (`Sequence`): the items.
         size (`Callable`): of an item; the largest come first, so that what does not fit into memory shows at once.
         batch_size (`int`): items at a time; where they do not fit into the memory, half of them.
+        failed (`Callable`, *optional*): from an item and the error it raises on its own to its result: a batch that fails
+            for any reason is then halved until the others are done. Without it an error other than of memory ends the work.
+        unit (`str`, *optional*): what the items are called in a progress bar of the main process; no bar if not given.
 
     Returns:
         `list`: the result of every item, in order, in every process.
@@ -40,19 +49,31 @@ def map_batches(
     state = PartialState()
     order = sorted(range(len(items)), key=lambda index: (-size(items[index]), index))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    mine = batches[state.process_index :: state.num_processes]
     results: list[tuple[int, Any]] = []
-    for batch in batches[state.process_index :: state.num_processes]:
-        results += zip(batch, _work_or_split(work, [items[index] for index in batch]))
+    hidden = unit is None or not state.is_main_process
+    with tqdm(total=sum(map(len, mine)), unit=unit or "item", disable=hidden) as bar:
+        for batch in mine:
+            done = _work_or_split(work, [items[index] for index in batch], failed)
+            results += zip(batch, done, strict=True)
+            bar.update(len(batch))
     gathered = dict(gather_object(results))
     return [gathered[index] for index in range(len(items))]
 
 
-def _work_or_split(work: Callable[[list[Any]], list[Any]], items: list[Any]) -> list[Any]:
+def _work_or_split(
+    work: Callable[[list[Any]], list[Any]], items: list[Any], failed: Callable[[Any, Exception], Any] | None
+) -> list[Any]:
     try:
         return work(items)
-    except torch.OutOfMemoryError:
-        if len(items) == 1:
+    except Exception as error:
+        if failed is None and not isinstance(error, torch.OutOfMemoryError):
             raise
-    torch.cuda.empty_cache()
+        if len(items) == 1:
+            if failed is None:
+                raise
+            return [failed(items[0], error)]
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     half = len(items) // 2
-    return _work_or_split(work, items[:half]) + _work_or_split(work, items[half:])
+    return _work_or_split(work, items[:half], failed) + _work_or_split(work, items[half:], failed)

@@ -21,6 +21,7 @@ from transformers import AutoTokenizer
 
 from modeling_lpn import CodeGen2Config, CodeGen2ForCausalLM, prepare_codegen2_tokenizer
 from modeling_lpn.codegen2.modeling_codegen2 import regroup_qkv
+from modeling_lpn.runs import run_recipe
 
 
 SNIPPET = '''def fibonacci(n):
@@ -135,4 +136,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    run_recipe(main)

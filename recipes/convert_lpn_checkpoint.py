@@ -13,6 +13,7 @@ from pathlib import Path
 import yaml
 
 from modeling_lpn import LPNModel, LPNProcessor
+from modeling_lpn.runs import run_recipe
 from modeling_lpn.tasks.flax_checkpoints import convert_config, convert_parameters, read_msgpack
 
 
@@ -33,4 +34,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_recipe(main)

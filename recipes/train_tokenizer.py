@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from modeling_lpn import train_codegen2_tokenizer
 from modeling_lpn.optional import require
+from modeling_lpn.runs import run_recipe
 
 
 BATCH_SIZE = 256
@@ -115,4 +116,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_recipe(main)

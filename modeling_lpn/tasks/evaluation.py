@@ -6,10 +6,8 @@ import time
 from collections.abc import Mapping, Sequence
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import gather_object
-from tqdm import tqdm
 
+from ..batching import evaluating, map_batches
 from ..lpn.search_lpn import SearchConfig, SearchOutput, rank_by_scores
 from .metrics import compute_arc_scores
 
@@ -130,21 +128,12 @@ def evaluate_tasks(
     search = SearchConfig.of(model.config.search if search_config is None else search_config)
     budgets = [None] if budgets is None or search.spec.budget is None else list(budgets)
     _check_ids(tasks)
-    state, start = PartialState(), time.perf_counter()
-    solver = _Solver(model, processor, search, budgets, seed)
-    batches = _batches_by_size(tasks, batch_size)
-    mine = batches[state.process_index :: state.num_processes]
-    records = []
-    was_training = model.training
-    model.eval()
-    try:
-        with tqdm(total=sum(map(len, mine)), unit="task", disable=not (progress and state.is_main_process)) as bar:
-            for batch in mine:
-                records += solver.solve_or_split([tasks[index] for index in batch])
-                bar.update(len(batch))
-    finally:
-        model.train(was_training)
-    records = {record.task_id: record for record in gather_object(records)}
+    start = time.perf_counter()
+    with evaluating(model) as model:
+        solver = _Solver(model, processor, search, budgets, seed)
+        # Hours of work on the other tasks must not be lost to one of them.
+        solved = map_batches(solver.solve, tasks, _size, batch_size, _failed, "task" if progress else None)
+    records = {record.task_id: record for record in solved}
     output = _summarise(tasks, records, budgets, search)
     output.seconds = {"total": time.perf_counter() - start, **solver.seconds}
     return output
@@ -234,12 +223,6 @@ def _size(task) -> int:
         return 0
 
 
-def _batches_by_size(tasks, batch_size) -> list[list[int]]:
-    # The largest come first: a batch that does not fit into memory shows at once, and the processes end together.
-    order = sorted(range(len(tasks)), key=lambda index: (-_size(tasks[index]), index))
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-
-
 @dataclasses.dataclass
 class _Record:
     """What one task gave: for each budget its grids, evaluations and log-likelihood; or an error."""
@@ -253,6 +236,10 @@ class _Record:
     error: str | None = None
 
 
+def _failed(task: dict, error: Exception) -> _Record:
+    return _Record(task["task_id"], error=f"{type(error).__name__}: {error}")
+
+
 class _Solver:
     """Solves batches of tasks at all budgets."""
 
@@ -261,19 +248,6 @@ class _Solver:
         self.shared = shares_trajectory(search) and len(budgets) > 1
         self.seconds = {"search": 0.0, "generate": 0.0}
 
-    def solve_or_split(self, tasks) -> list[_Record]:
-        """Records of the tasks; when a batch fails, the tasks that do not fail on their own are still solved."""
-        try:
-            return self.solve(tasks)
-        except Exception as error:  # noqa: BLE001 (hours of work on the other tasks must not be lost to one of them)
-            if len(tasks) == 1:
-                return [_Record(tasks[0]["task_id"], error=f"{type(error).__name__}: {error}")]
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        half = len(tasks) // 2
-        return self.solve_or_split(tasks[:half]) + self.solve_or_split(tasks[half:])
-
-    @torch.no_grad()
     def solve(self, tasks) -> list[_Record]:
         inputs = self.processor(tasks, return_tensors="pt").to(self.model.device)
         queries = {name: inputs.pop(name) for name in ("query_grids", "query_shapes", "query_mask")}

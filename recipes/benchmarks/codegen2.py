@@ -12,7 +12,6 @@ import argparse
 import functools
 import gc
 import itertools
-import json
 import statistics
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from transformers import CodeGenConfig, CodeGenForCausalLM
 
 from modeling_lpn import CodeGen2Config, CodeGen2ForCausalLM
 from modeling_lpn.cpu import speed_up_on_cpu
-from modeling_lpn.runs import describe_run
+from modeling_lpn.runs import write_results
 
 
 SIZES = {"vocab_size": 51200, "n_positions": 2048, "n_embd": 1024, "n_layer": 20, "n_head": 16, "rotary_dim": 32}
@@ -143,14 +142,14 @@ def main(argv=None):
     torch.set_num_threads(arguments.threads)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     machine = torch.cuda.get_device_name() if arguments.device == "cuda" else f"{arguments.threads} CPU threads"
-    result = {**describe_run(seed=0), "machine": machine, "sizes": SIZES | {"n_layer": arguments.layers}, "rows": []}
+    result = {"machine": machine, "sizes": SIZES | {"n_layer": arguments.layers}, "rows": []}
     for dtype, case in itertools.product(arguments.dtypes, arguments.cases):
         arguments.dtype = dtype
         if arguments.memory_of:
             return print(measure_memory(arguments.memory_of, case, arguments))
         result["rows"].append(measure_case(case, arguments))
         print({name: value for name, value in result["rows"][-1].items() if name != "seconds"}, flush=True)
-        arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+        write_results(arguments.output, 0, **result)
 
 
 if __name__ == "__main__":

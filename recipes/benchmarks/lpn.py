@@ -9,20 +9,18 @@ many minutes: it is timed for a few of its 902 identical forwards and scaled up,
 """
 
 import argparse
-import json
 import os
 import platform
 import statistics
-import sys
 import time
 from pathlib import Path
 
 import torch
-import transformers
 import yaml
 from naive_lpn import NaiveLPN
 
 from modeling_lpn import LPNConfig, LPNModel, SearchConfig
+from modeling_lpn.runs import write_results
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -128,14 +126,12 @@ def main():
                     else:
                         measure(function, args.device)  # the first round warms up
             ours_s, plain_s = statistics.median(seconds["ours"]), statistics.median(seconds["plain"]) * scale
-            rows.append({"shape": name, "work": work, "ours_s": ours_s, "plain_s": plain_s, "scaled_by": scale})
+            row = {"shape": name, "work": work, "ours_s": ours_s, "plain_s": plain_s, "scaled_by": scale}
+            rows.append(row | {"all": seconds})
             mark = "*" if scale != 1 else " "
             print(f"{name:8} {work:26} {ours_s:10.3f} {plain_s:9.3f}{mark} {plain_s / ours_s:7.1f}x", flush=True)
     if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-        report = {"command": sys.argv, "hardware": hardware, "versions": versions, "seed": args.seed, "rows": rows}
-        args.output.write_text(json.dumps(report, indent=2) + "\n")
+        write_results(args.output, args.seed, device=hardware, dtype=args.dtype, rows=rows)
 
 
 if __name__ == "__main__":

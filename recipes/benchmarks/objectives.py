@@ -10,7 +10,6 @@ it. `memory` walks a stream that never ends and gives the process's memory after
 """
 
 import argparse
-import json
 import os
 import statistics
 import sysconfig
@@ -32,7 +31,7 @@ from modeling_lpn.code.objectives import PRESETS
 from modeling_lpn.code.packing import StreamedSequences, TokenizedDocuments
 from modeling_lpn.code.token_splitter import TokenSplitter
 from modeling_lpn.codegen2.infilling_codegen2 import encode_sources
-from modeling_lpn.runs import describe_run
+from modeling_lpn.runs import write_results
 
 
 BATCH, LENGTH = 16, 2048
@@ -117,11 +116,11 @@ def main(argv=None):
     tokenizer_speeds = [documents.num_tokens / seconds / 1e6 for seconds, _ in runs]
     tokenizer_speed = statistics.median(tokenizer_speeds)
     print(f"tokenizer: {tokenizer_speed:.2f} million tokens per CPU second ({documents.num_tokens} tokens)")
-    result = {**describe_run(0), "batch": [BATCH, LENGTH], "tokenizer_mtok_per_s": tokenizer_speed}
+    result = {"batch": [BATCH, LENGTH], "tokenizer_mtok_per_s": tokenizer_speed}
     result |= {"tokenizer_all": tokenizer_speeds, "presets": {}}
     settings = [(name, name, {}) for name in arguments.presets]
     if "fim" in arguments.presets:
-        settings.append(("fim, cut within tokens", "fim", {"splitter": TokenSplitter(tokenizer)}))
+        settings.append(("fim, cut within tokens", "fim", {"infill_splitter": TokenSplitter(tokenizer)}))
     for label, name, options in settings:
         speeds = measure_preset(name, documents, layout, arguments, **options)
         median = statistics.median(speeds)
@@ -132,8 +131,7 @@ def main(argv=None):
     if arguments.stream_sequences:
         result["stream_megabytes"] = measure_memory(texts, tokenizer, layout, arguments.stream_sequences)
         print(f"memory of a stream of {arguments.stream_sequences} sequences: {result['stream_megabytes']} MB")
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+    write_results(arguments.output, 0, **result)
 
 
 if __name__ == "__main__":
