@@ -37,7 +37,7 @@ from modeling_lpn.runs import (
 from modeling_lpn.tasks import plots
 from modeling_lpn.tasks.arc import load_tasks
 from modeling_lpn.tasks.arguments import SearchArguments, TaskArguments, make_task
-from modeling_lpn.tasks.evaluation import choose_search, evaluate_tasks, search_grid
+from modeling_lpn.tasks.evaluation import SearchChoice, choose_search, evaluate_tasks, search_grid
 from modeling_lpn.tasks.generators import TASK_GENERATORS
 from modeling_lpn.tasks.latent_maps import map_latent_space
 from modeling_lpn.tasks.metrics import make_submission
@@ -89,8 +89,8 @@ def read_validation_tasks(args, task_args, processor) -> list[dict]:
     return read_tasks(other, task_args, processor)
 
 
-def choose(args, task_args, model, processor, search) -> SearchConfig:
-    """The best settings on the validation tasks; see the flags `choose_*`."""
+def choose(args, task_args, model, processor, search) -> SearchChoice:
+    """The best settings on the validation tasks, and all that were compared; see the flags `choose_*`."""
     lists = {"lr": args.choose_lr, "prior_weight": args.choose_prior_weight, "rank_by": args.choose_rank_by}
     candidates = search_grid(search, **{name: values for name, values in lists.items() if values})
     tasks = read_validation_tasks(args, task_args, processor)
@@ -102,7 +102,7 @@ def choose(args, task_args, model, processor, search) -> SearchConfig:
             f"{100 * row['scores']['top_1_strict_task_accuracy']:7.2f}% {row['num_evaluations']:8.1f} {row['search']}"
         )
     print(f"chosen on {len(tasks)} validation tasks: {choice.search_config.to_dict()}")
-    return choice.search_config
+    return choice
 
 
 def print_table(output) -> None:
@@ -115,13 +115,14 @@ def print_table(output) -> None:
         print(f"{name:>{width}} " + " ".join(f"{100 * result.scores[name]:7.2f}%" for result in output.results))
 
 
-def summarise(output, args, task_args, search, tasks, model) -> dict:
+def summarise(output, args, task_args, search, tasks, model, compared) -> dict:
     results = [{name: value for name, value in vars(r).items() if name != "predictions"} for r in output.results]
     for row in results:  # JSON has no infinity
         row["log_prob"] = row["log_prob"] if math.isfinite(row["log_prob"]) else None
     return {
         "arguments": {**vars(args), **given(task_args)},
         "search": dataclasses.asdict(search),
+        "compared_on_validation_tasks": compared,
         "num_parameters": model.num_parameters(),
         "num_tasks": len(tasks),
         "errors": output.errors,
@@ -157,10 +158,12 @@ def draw(output, best, tasks, args, model, processor, search) -> None:
         plots.save_figure(figure, folder / "search.png")
 
 
-def write(output, args, task_args, search, tasks, model, processor) -> None:
+def write(output, args, task_args, search, tasks, model, processor, compared) -> None:
     folder, best = Path(args.output_dir), max(output.results, key=lambda result: result.budget)
     folder.mkdir(parents=True, exist_ok=True)
-    write_results(folder / "results.json", args.seed, **summarise(output, args, task_args, search, tasks, model))
+    write_results(
+        folder / "results.json", args.seed, **summarise(output, args, task_args, search, tasks, model, compared)
+    )
     (folder / "submission.json").write_text(json.dumps(make_submission(best.predictions, tasks, fill=[[0]])) + "\n")
     if args.num_pictures:
         draw(output, best, tasks, args, model, processor, search.at_budget(best.budget))
@@ -190,15 +193,17 @@ def main():
     tasks = read_tasks(args, task_args, processor)
     # The settings saved with the model, with those of the flags instead.
     search = SearchConfig.of(model.config.search).override(**given(search_args, "search_"))
+    compared: list[dict] = []
     if args.choose_search:
-        search = choose(args, task_args, model, processor, search)
+        choice = choose(args, task_args, model, processor, search)
+        search, compared = choice.search_config, choice.rows
         if args.save_search and accelerator.is_main_process:
             file = Path(args.model_name_or_path, "config.json")  # nothing else of it changes
             settings = {**json.loads(file.read_text()), "search": search.to_dict()}
             file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
     output = evaluate_tasks(model, processor, tasks, search, args.budgets, args.batch_size, args.seed)
     if accelerator.is_main_process:
-        write(output, args, task_args, search, tasks, model, processor)
+        write(output, args, task_args, search, tasks, model, processor, compared)
     end_together(accelerator)
 
 
