@@ -126,13 +126,20 @@ def arguments_from(sources: type | Iterable[type], name: str, prefix: str = "", 
                 continue
             default = "" if field.default is dataclasses.MISSING else f" (its default: {field.default})"
             metadata = {"help": f"`{field.name}` of {source.__name__}{default}".replace("%", "%%")}
-            kind = list[str] if get_origin(hints[field.name]) is Sequence else hints[field.name]
+            kind = _without_none(hints[field.name])
+            kind = list[str] if get_origin(kind) is Sequence else kind
             kind = list[get_args(kind)[0]] if get_origin(kind) is tuple else kind
             kind = float if {float, int} <= set(get_args(kind)) else kind  # a parser knows one type for each argument
             fields[field.name] = (prefix + field.name, kind | None, dataclasses.field(default=None, metadata=metadata))
     made = dataclasses.make_dataclass(name, list(fields.values()))
     made.__module__ = __name__
     return made
+
+
+def _without_none(hint):
+    """`X` of `X | None`; anything else as it is."""
+    parts = [part for part in get_args(hint) if part is not type(None)]
+    return parts[0] if len(parts) == 1 and type(None) in get_args(hint) else hint
 
 
 def option(default, text: str):
