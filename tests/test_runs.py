@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import AutoModel
 
 from modeling_lpn.arguments import RecipeTrainingArguments
 from modeling_lpn.codegen2.infilling_codegen2 import find_format
@@ -97,11 +96,15 @@ def test_flags_that_exclude_each_other(tmp_path, settings, message):
         arguments(tmp_path, **settings)
 
 
-def test_a_missing_folder_is_called_a_missing_folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_a_missing_folder_is_called_a_missing_folder(tmp_path):
+    def load(name):
+        raise OSError("the Hub cannot be reached\nand much more")
+
     for name in (str(tmp_path / "none"), "outputs/none"):
-        with pytest.raises(FileNotFoundError, match=f"there is no folder '{name}'"):
-            load_pretrained(AutoModel.from_pretrained, name)
+        with pytest.raises(FileNotFoundError, match=f"there is no folder '{name}'.*cannot be reached.$"):
+            load_pretrained(load, name)
+    with pytest.raises(OSError, match="much more"):  # the folder is there: what its files lack is said as it is
+        load_pretrained(load, str(tmp_path))
 
 
 def test_a_mistake_ends_in_one_line_and_a_bug_in_its_traceback(monkeypatch, capsys):
