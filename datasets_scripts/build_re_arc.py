@@ -44,7 +44,9 @@ in range.
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--source", type=Path, required=True, help=".zip, folder or .parquet")
     parser.add_argument("--output", type=Path, required=True, help="folder to write to")
     parser.add_argument("--validation_rows", type=int, default=20, help="last pairs of each task, default 20")

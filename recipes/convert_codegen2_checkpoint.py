@@ -104,7 +104,9 @@ def write_release(model, output, mp_num):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("source", help="Hub id or folder of a release or of a codegen2 repository")
     parser.add_argument("output", type=Path, help="folder to write")
     parser.add_argument("--layout", choices=["codegen2", "released", "stock"], default="codegen2")

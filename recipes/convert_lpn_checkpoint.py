@@ -18,7 +18,9 @@ from modeling_lpn.tasks.flax_checkpoints import convert_config, convert_paramete
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--checkpoint", type=Path, required=True, help="folder with state.msgpack and config.yaml")
     parser.add_argument("--output_dir", type=Path, required=True)
     args = parser.parse_args()

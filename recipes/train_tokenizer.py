@@ -26,7 +26,9 @@ CHECKED_TEXTS = 200  # for the round trip
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--files", nargs="+", type=Path, required=True, help="Parquet files to train on")
     parser.add_argument("--validation_files", nargs="+", type=Path, default=[], help="to measure bytes per token on")
     parser.add_argument("--text_column", default="text")

@@ -94,7 +94,9 @@ def measure_memory(texts, tokenizer, layout, sequences):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--tokenizer", help="folder or Hub id; by default one is trained on the corpus")
     parser.add_argument("--infill_format", default="codegen2")
     parser.add_argument("--presets", nargs="+", default=list(PRESETS), choices=list(PRESETS))

@@ -601,3 +601,19 @@ def test_an_error_half_way_leaves_the_earlier_build(build, tmp_path, script, mon
     with pytest.raises(OSError, match="disk full"):
         build(*folder_arguments(folder))
     assert before == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "datasets_scripts").glob("build_*.py")), ids=lambda path: path.stem)
+def test_no_flag_is_guessed_from_its_beginning(script):
+    """`--licence mit` was once read as `--licence_column mit`, and the licence ignored."""
+    assert script.read_text().count("ArgumentParser(") == script.read_text().count("allow_abbrev=False") == 1
+
+
+def test_the_old_spelling_of_license_is_refused(tmp_path):
+    command = [sys.executable, "datasets_scripts/build_code.py", "--sources", "stdlib", "--licence", "mit"]
+    command += ["--output", str(tmp_path / "out")]
+    result = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert result.returncode == 2 and "unrecognized arguments: --licence mit" in result.stderr
+    assert not (tmp_path / "out").exists()
