@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -183,9 +184,6 @@ def _finite(value):
     return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
-# What our checks raise for a user's mistake. Where code outside this project raises one, it is a fault of the program, unless
-# it could not open a file.
-_MISTAKES = (ValueError, TypeError, PermissionError, ImportError)
 _TRACEBACK = "--traceback"
 
 
@@ -201,25 +199,24 @@ def run_recipe(main: Callable[[], None]) -> None:
     sys.argv = [argument for argument in sys.argv if argument != _TRACEBACK]
     try:
         main()
-    except (*_MISTAKES, OSError) as error:
-        if show or not (isinstance(error, OSError) or _is_ours(error)):
+    except (ValueError, TypeError, ImportError, OSError) as error:
+        if show or not _is_mistake(error):
             raise
         if os.environ.get("RANK", "0") == "0":  # one line, not one of each process
             print(f"{Path(sys.argv[0]).name}: {error} ({_TRACEBACK} shows where)", file=sys.stderr)
         sys.exit(2)
 
 
-def _is_ours(error: BaseException) -> bool:
-    """Whether a check of this project raised the error, or of what reads its settings (dataclasses, transformers' own)."""
-    last, root = error.__traceback__, Path(__file__).parents[1]
-    while last.tb_next is not None:
-        last = last.tb_next
-    place = Path(last.tb_frame.f_code.co_filename)
-    return (
-        place.is_relative_to(root / "modeling_lpn")
-        or place.name == Path(sys.argv[0]).name
-        or place.name in (*("dataclasses.py", "training_args.py", "configuration_utils.py", "hf_argparser.py"),)
-    )
+# Where transformers and huggingface_hub check the settings that a recipe hands them.
+_CHECKS_OF_SETTINGS = {"dataclasses.py", "training_args.py", "configuration_utils.py", "hf_argparser.py"}
+
+
+def _is_mistake(error: Exception) -> bool:
+    """Whether an error is the user's: a file, or refused by a check of this project or of its settings, not deep in a library."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    place = Path(frame.f_code.co_filename)
+    ours = place.is_relative_to(Path(__file__).parent) or place.name == Path(sys.argv[0]).name
+    return isinstance(error, OSError) or ours or place.name in _CHECKS_OF_SETTINGS
 
 
 class TimeBudget(TrainerCallback):

@@ -8,11 +8,10 @@ import numpy as np
 import torch
 
 from ..codegen2.infilling_codegen2 import MaskLayout, MiddleLayout
-from .objectives import IGNORE_INDEX, OBJECTIVES, check_label_policy, hidden_length, unit_parts, unlearned_ids
+from .objectives import IGNORE_INDEX, check_label_policy, hidden_length, objective_numbers, unit_parts, unlearned_ids
 
 
 ATTENTION = ("isolated", "isolated_4d", "joint")
-OBJECTIVE_NUMBERS = {name: number for number, name in enumerate(OBJECTIVES)}
 
 
 @dataclass
@@ -104,7 +103,8 @@ class DataCollatorForCodeObjectives:
             batch["block_sequence_ids"] = blocks
         segments = np.concatenate([np.arange(len(example["units"])) for example in examples]).repeat(sizes)
         if self.information:
-            objectives = np.array([OBJECTIVE_NUMBERS[unit.plan.objective] for unit in units])
+            numbers = objective_numbers()
+            objectives = np.array([numbers[unit.plan.objective] for unit in units])
             batch |= {"objective_ids": objectives.repeat(sizes), "segment_ids": segments}
         if self.span_weight != 1:
             batch["loss_weights"] = self._weights(units)

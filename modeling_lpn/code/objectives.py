@@ -159,7 +159,8 @@ class UniformSpans(SpanLaw):
 
     def __post_init__(self):
         _check_range("mask_ratio", self.mask_ratio)
-        if len(self.span_length) != 2 or not 1 <= self.span_length[0] <= (self.span_length[1] or self.span_length[0]):
+        low, high = self.span_length if len(self.span_length) == 2 else (0, 0)
+        if low < 1 or (high is not None and high < low):
             raise ValueError(f"`span_length` is {self.span_length}; give two lengths with 1 <= low <= high.")
 
     def draw(self, num_tokens: int, max_spans: int, rng):
@@ -264,6 +265,8 @@ class SpanCorruption(Objective):
 
     def __post_init__(self):
         _check_range("cut_ratio", self.cut_ratio)
+        if self.max_spans is not None and self.max_spans < 1:
+            raise ValueError(f"`max_spans` is {self.max_spans}; give 1 or more, or leave it out for no limit.")
         given = [name for name in ("mask_ratio", "span_length", "mean_span_length") if getattr(self, name) is not None]
         if self.poisson_spans is not None and given:
             raise ValueError(
@@ -329,16 +332,23 @@ class Infill(Objective):
 
     def __post_init__(self):
         _check_range("cut_ratio", self.cut_ratio)
+        if self.suffix_first_rate is not None and not 0 <= self.suffix_first_rate <= 1:
+            raise ValueError(f"`suffix_first_rate` is {self.suffix_first_rate}; give a share in [0, 1].")
 
     def plan(self, token_ids, room, rng, layout, opens_sequence=False) -> UnitPlan:
         rate = self.suffix_first_rate
+        if isinstance(layout, MiddleLayout) and not self.final_end_of_text:
+            raise ValueError(
+                "`final_end_of_text` is False, but a span of a fill-in-the-middle format always ends in its stop; leave "
+                "it out."
+            )
         if isinstance(layout, MaskLayout) and rate:
             raise ValueError(
                 f"`suffix_first_rate` is {rate}, but numbered masks have no suffix-first order; use a format with "
                 "fill-in-the-middle tokens, or leave it out."
             )
         rate = 0.5 if rate is None and isinstance(layout, MiddleLayout) else rate
-        ends = self.final_end_of_text or isinstance(layout, MiddleLayout)
+        ends = self.final_end_of_text
         overhead = layout.overhead(1) + (ends and isinstance(layout, MaskLayout))
         taken = self._piece(token_ids, room - overhead, rng, opens_sequence)
         if taken < self.min_length:
@@ -372,6 +382,9 @@ class PrefixLM(Objective):
     min_length: int = MIN_LENGTH
     name = "prefix_lm"
 
+    def __post_init__(self):
+        _check_range("target_ratio", self.target_ratio)
+
     def plan(self, token_ids, room, rng, layout, opens_sequence=False) -> UnitPlan:
         plan = CAUSAL.plan(token_ids, room, rng, layout)
         if plan.taken < self.min_length:
@@ -384,6 +397,11 @@ class PrefixLM(Objective):
 
 OBJECTIVES = {kind.name: kind for kind in (Causal, SpanCorruption, Infill, PrefixLM)}
 CAUSAL = Causal()
+
+
+def objective_numbers() -> dict[str, int]:
+    """A number for every objective of the registry, as it is now."""
+    return {name: number for number, name in enumerate(OBJECTIVES)}
 
 
 @dataclass(frozen=True)

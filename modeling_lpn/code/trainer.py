@@ -10,9 +10,8 @@ from ..codegen2.configuration_codegen2 import CodeGen2Config
 from ..codegen2.loss_codegen2 import token_losses
 from ..codegen2.modeling_codegen2 import CodeGen2ForCausalLM
 from ..runs import load_pretrained
-from .collator import OBJECTIVE_NUMBERS
 from .evaluation import evaluate_infilling
-from .objectives import IGNORE_INDEX
+from .objectives import IGNORE_INDEX, objective_numbers
 from .tokenizer import prepare_codegen2_tokenizer
 
 
@@ -120,7 +119,7 @@ class CodeTrainer(Trainer):
         self._reset()
 
     def _reset(self):
-        self._sums = torch.zeros(2, len(OBJECTIVE_NUMBERS), dtype=torch.float64)  # losses and targets by objective
+        self._sums = torch.zeros(2, len(objective_numbers()), dtype=torch.float64)  # losses and targets by objective
         self._tokens, self._sources = 0, None
         self._since, self._paused = time.perf_counter(), 0.0
 
@@ -146,8 +145,7 @@ class CodeTrainer(Trainer):
     def _record(self, losses, has_target, objectives, sources):
         objectives = nn.functional.pad(objectives[:, 1:], (0, 1)).flatten()
         values = torch.stack([losses.flatten().double(), has_target.flatten().double()])
-        sums = torch.zeros(2, len(OBJECTIVE_NUMBERS), dtype=torch.float64, device=losses.device)
-        self._sums = self._sums.to(losses.device) + sums.index_add_(1, objectives, values)
+        self._sums = self._sums.to(losses.device).index_add_(1, objectives, values)
         self._tokens += objectives.numel()
         self._sources = sources.amax(0)
 
@@ -155,7 +153,7 @@ class CodeTrainer(Trainer):
         if "loss" in logs and self._tokens:  # all processes log the loss at the same step: they can meet here
             losses, targets = self.accelerator.reduce(self._sums.float(), "sum")
             tokens = self._tokens * self.accelerator.num_processes
-            for name, number in OBJECTIVE_NUMBERS.items():
+            for name, number in objective_numbers().items():
                 if targets[number]:
                     logs[f"loss_{name}"] = (losses[number] / targets[number]).item()
             logs["target_fraction"] = (targets.sum() / tokens).item()

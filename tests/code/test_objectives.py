@@ -9,7 +9,13 @@ from cases_codegen2 import tiny_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modeling_lpn import ObjectiveMixture, infill_layout
+from modeling_lpn import (
+    DataCollatorForCodeObjectives,
+    DocumentStream,
+    ObjectiveMixture,
+    PackedSequences,
+    infill_layout,
+)
 from modeling_lpn.code.arguments import ObjectiveArguments
 from modeling_lpn.code.objectives import (
     MANY_SPANS,
@@ -21,6 +27,7 @@ from modeling_lpn.code.objectives import (
     unit_parts,
     unlearned_ids,
 )
+from modeling_lpn.code.packing import TokenizedDocuments
 from modeling_lpn.code.token_splitter import TokenSplitter
 from modeling_lpn.codegen2.infilling_codegen2 import MaskLayout, MiddleLayout, encode_source
 
@@ -82,11 +89,25 @@ def check_promise(objective, length, room, seed, layout):
         assert ids.tolist() == units[0]["input_ids"].tolist(), "a pure function of its arguments and the generator"
         learned = labels != -100
         assert (labels[learned] == ids[learned]).all() and not learned[: plan.prefix_length].any()
+        assert source.tolist() == source_of(length).tolist(), "the source is left as it was"
         assert policy != "no_sentinels" or not np.isin(labels, unlearned_ids(layout)).any()
         hidden = sum(plan.lengths) + len(plan.lengths) + plan.ends
         assert policy != "targets_only" or not plan.starts or learned.sum() <= hidden, (
             "only what was masked is learned"
         )
+    opening = objective.plan(source, room, np.random.default_rng(seed), layout, True)
+    assert opening.size <= room and 1 <= opening.taken <= length, "also where it opens a sequence"
+
+
+def check_registry(layout, length, room, seed):
+    """[`check_promise`] of all that is registered; what no layout can express is no objective."""
+    objectives = [kind() for kind in OBJECTIVES.values()]
+    objectives += [objective for preset in PRESETS.values() for _, objective in preset]
+    assert {objective.name for objective in objectives} == set(OBJECTIVES)
+    for objective in objectives:
+        assert any(reads(objective, some) for some in (MASKS, MIDDLE)), "some layout can express it"
+        if reads(objective, layout):
+            check_promise(objective, length, room, seed, layout)
 
 
 def reads(objective, layout):
@@ -102,23 +123,25 @@ def reads(objective, layout):
 @given(length=lengths, room=st.integers(1, 700), seed=seeds)
 @settings(max_examples=40, deadline=None)
 def test_every_objective_and_preset_keeps_its_promise(layout, length, room, seed):
-    objectives = [kind() for kind in OBJECTIVES.values()]
-    objectives += [objective for preset in PRESETS.values() for _, objective in preset]
-    assert {objective.name for objective in objectives} == set(OBJECTIVES)
-    for objective in dict.fromkeys(objectives):
-        if reads(objective, layout):
-            check_promise(objective, length, room, seed, layout)
+    check_registry(layout, length, room, seed)
 
 
 class Wrong(SpanCorruption):
     """A registered objective with one fault."""
+
+    name = "wrong"
 
     def __init__(self, fault):
         super().__init__()
         object.__setattr__(self, "fault", fault)
 
     def plan(self, token_ids, room, rng, layout, opens_sequence=False):
-        return super().plan(token_ids, room + 40 * (self.fault == "room"), rng, layout)
+        if self.fault == "unreadable":
+            raise ValueError("needs numbered mask tokens")
+        if self.fault == "source":
+            token_ids[0] += 1
+        beyond = self.fault == "room" or (self.fault == "opening" and opens_sequence)
+        return super().plan(token_ids, room + 40 * beyond, rng, layout, opens_sequence)
 
     def __call__(self, token_ids, rng, layout, room=None, labels="no_sentinels"):
         unit = super().__call__(token_ids, rng, layout, room, labels)
@@ -133,12 +156,21 @@ class Wrong(SpanCorruption):
         return unit
 
 
-@pytest.mark.parametrize("fault", ["room", "drops", "labels", "draws"])
+@pytest.mark.parametrize("fault", ["room", "opening", "drops", "labels", "draws", "source", "unreadable"])
 def test_a_wrong_objective_is_caught(monkeypatch, fault):
     monkeypatch.setitem(OBJECTIVES, "wrong", lambda: Wrong(fault))
-    with pytest.raises((AssertionError, ValueError)):
+    with pytest.raises(AssertionError):
         for seed in range(20):
-            check_promise(OBJECTIVES["wrong"](), 100, 90, seed, MASKS)
+            check_registry(MASKS, 200, 90, seed)
+
+
+def test_an_objective_registered_later_is_collated(monkeypatch):
+    monkeypatch.setitem(OBJECTIVES, "wrong", lambda: Wrong("none"))
+    check_registry(MASKS, 200, 90, 0)
+    stream = DocumentStream({"code": TokenizedDocuments.from_lists([range(200)])}, shuffle=False)
+    sequences = PackedSequences(stream, ObjectiveMixture((Wrong("none"),)), MASKS, max_length=90)
+    batch = DataCollatorForCodeObjectives(MASKS, information=True)([sequences[0]])
+    assert list(OBJECTIVES).index("wrong") in batch["objective_ids"]
 
 
 def test_flags_carry_the_name_of_their_objective():
@@ -351,6 +383,14 @@ def test_presets_draw_by_their_weights(name):
         (lambda: SpanCorruption((0.1, 0.2), poisson_spans=1.0), "`mask_ratio` would have no effect"),
         (lambda: SpanCorruption(mean_span_length=3.0, poisson_spans=1.0), "`mean_span_length` would have no effect"),
         (lambda: SpanCorruption(span_length=(1, 2), mean_span_length=3.0), "`span_length` would have no effect"),
+        (lambda: SpanCorruption(max_spans=0), "`max_spans` is 0"),
+        (lambda: SpanCorruption(span_length=(1, 0)), r"`span_length` is \(1, 0\)"),
+        (lambda: PrefixLM((3.0, 5.0)), r"`target_ratio` is \(3.0, 5.0\)"),
+        (lambda: Infill(suffix_first_rate=7.0), "`suffix_first_rate` is 7.0"),
+        (
+            lambda: Infill(final_end_of_text=False)(source_of(9), np.random.default_rng(0), MIDDLE),
+            "`final_end_of_text` is False",
+        ),
         (lambda: SpanCorruption(poisson_spans=0.0), "`poisson_spans` is 0.0"),
         (lambda: SpanCorruption(mean_span_length=0.5), "`mean_span_length` is 0.5"),
         (lambda: SpanCorruption(span_length=(3, 2)), r"`span_length` is \(3, 2\)"),
