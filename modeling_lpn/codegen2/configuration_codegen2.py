@@ -1,3 +1,16 @@
+# Copyright 2026 The modeling_lpn authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """CodeGen2 configuration."""
 
 import difflib
@@ -100,9 +113,10 @@ class CodeGen2Config(PreTrainedConfig):
 
     vocab_size: int = 51200
     n_positions: int = 2048
-    n_embd: int = 2048
-    n_layer: int = 16
-    n_head: int = 16
+    # The releases' own names, under which their files say it; `attribute_map` has the canonical ones.
+    n_embd: int = 2048  # trf-ignore: TRF023
+    n_layer: int = 16  # trf-ignore: TRF023
+    n_head: int = 16  # trf-ignore: TRF023
     rotary_dim: int = 64
     n_inner: int | None = None
     mp_num: int | None = None

@@ -1,3 +1,16 @@
+# Copyright 2026 The modeling_lpn authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """CodeGen2: a causal or prefix-LM code model (arXiv 2305.02309)."""
 
 import difflib
@@ -337,6 +350,7 @@ class CodeGen2Model(CodeGen2PreTrainedModel):
 
     def _check_context(self, length, position_ids, past_key_values):
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        # CODEPATH: every checkpoint takes both; the length of the input decides.
         # The fill of a static cache is a tensor on the device: `generate` checks the length there, without reading it.
         if isinstance(past, torch.Tensor) or past + length <= self.config.n_positions:
             return
@@ -390,6 +404,7 @@ class CodeGen2ForCausalLM(CodeGen2PreTrainedModel, GenerationMixin):
     def _set_stop_tokens(self):
         config = self.config
         stops = [config.eos_token_id] if isinstance(config.eos_token_id, int) else list(config.eos_token_id or [])
+        # CODEPATH: the releases have <eom>; a model of a smaller vocabulary may have none.
         if config.eom_token_id is not None and config.eom_token_id not in stops:
             stops.append(config.eom_token_id)  # a model asked for a span says nothing after <eom> that a caller wants
         self.generation_config.eos_token_id = stops or None
