@@ -14,6 +14,8 @@
 """CodeGen2 configuration."""
 
 import difflib
+import os
+from typing import Any, Self
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -133,7 +135,7 @@ class CodeGen2Config(PreTrainedConfig):
     eom_token_id: int | None = END_OF_MASK_ID
     tie_word_embeddings: bool = False
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         head_dim = kwargs.get("head_dim")
         if self.mp_num is None:
             by_head_dim = 4 if head_dim is None else 8
@@ -146,7 +148,7 @@ class CodeGen2Config(PreTrainedConfig):
                 setattr(self, name, None)
         super().__post_init__(**kwargs)
 
-    def _check_sizes(self, head_dim):
+    def _check_sizes(self, head_dim: int | None) -> None:
         if self.n_embd % self.n_head:
             raise ValueError(
                 f"`n_embd` {self.n_embd} is not a multiple of `n_head` {self.n_head}; choose a width that splits into "
@@ -177,7 +179,9 @@ class CodeGen2Config(PreTrainedConfig):
             )
 
     @classmethod
-    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         given, stated = kwargs.get("mp_num"), config_dict.get("mp_num")
         if None not in (given, stated) and given != stated:
@@ -190,14 +194,14 @@ class CodeGen2Config(PreTrainedConfig):
         return config_dict, kwargs
 
     @classmethod
-    def from_dict(cls, config_dict, **kwargs):
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:
         # The base class sets keyword arguments after it has built the config: too late for the choice of grouping.
         if kwargs.get("mp_num") is not None:
             config_dict = {**config_dict, "mp_num": kwargs["mp_num"]}
         return super().from_dict(config_dict, **kwargs)
 
     @classmethod
-    def repair_released(cls, config_dict: dict) -> dict:
+    def repair_released(cls, config_dict: dict[str, Any]) -> dict[str, Any]:
         """
         Turns the dictionary of a released `config.json` into one of this class.
 
