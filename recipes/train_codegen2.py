@@ -8,6 +8,7 @@ folder's `trainer_state.json` has every logged number; `run.json` says how the m
 """
 
 import dataclasses
+import itertools
 import logging
 import sys
 from pathlib import Path
@@ -117,7 +118,7 @@ def main():
     layout = infill_layout(tokenizer, run.infill_format)
     train_data = build_train_data(run, objective_args, args, tokenizer, layout)
     if run.explain:
-        for example, _ in zip(train_data, range(run.explain)):
+        for example in itertools.islice(train_data, run.explain):
             print(explain(example, tokenizer, layout, run.labels, color=sys.stdout.isatty()))
         return
     if is_finished(checkpoint, args):

@@ -137,7 +137,7 @@ def stream_corpus(source: str, tokenizer, text_column="text", infill_format="cod
     def epoch():
         for batch in dataset.iter(STREAM_BATCH):
             ids = _encode_batch(tokenizer, text_column, dummy_prefix, batch)["input_ids"]
-            yield from zip(batch.get("path", [split_source(source)[0]] * len(ids)), map(np.asarray, ids))
+            yield from zip(batch.get("path", [split_source(source)[0]] * len(ids)), map(np.asarray, ids), strict=True)
 
     return epoch
 
@@ -165,7 +165,9 @@ def open_sources(sources: list[str], tokenizer, text_column="text", infill_forma
             f"The sources are {sources}: {fault}; give at least one, and names where needed (NAME=PLACE)."
         )
     read = stream_corpus if streaming else tokenize_corpus
-    return {name: read(source, tokenizer, text_column, infill_format) for name, source in zip(names, sources)}
+    return {
+        name: read(source, tokenizer, text_column, infill_format) for name, source in zip(names, sources, strict=True)
+    }
 
 
 def read_rows(sources: list[str], text_column: str = "text") -> list[dict]:

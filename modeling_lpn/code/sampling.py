@@ -202,7 +202,7 @@ class _Sampler:
         write = self._continue if batch[0][0].suffix is None else self._fill
         texts, finished = write([task for task, _ in batch], kwargs)
         if stop.done is not None:
-            finished = [end or cut for end, cut in zip(finished, stop.done.tolist())]
+            finished = [end or cut for end, cut in zip(finished, stop.done.tolist(), strict=True)]
         records = [
             {"task_id": task.task_id, "sample": number, "completion": text, "finished": end}
             for (task, number), text, end in zip(batch, texts, finished, strict=True)
@@ -351,7 +351,7 @@ def run_completions(
         programs_run = run_programs(
             [unique[index] for index in mine], num_workers, on_result=lambda *_: bar.update(), **options
         )
-    results = dict(gather_object(list(zip(mine, programs_run))))
+    results = dict(gather_object(list(zip(mine, programs_run, strict=True))))
     by_program = {program: results[index] for index, program in enumerate(unique)}
     return [[by_program[program] for program in some] for some in programs]
 

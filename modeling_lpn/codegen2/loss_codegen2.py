@@ -36,7 +36,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     def forward(logits: torch.Tensor, targets: torch.Tensor, ignore_index: int) -> tuple[torch.Tensor, torch.Tensor]:
         log_norms = torch.empty(targets.shape, dtype=torch.float32, device=logits.device)
         chunk = max(1, LOSS_CHUNK_ELEMENTS // logits.shape[-1])
-        for rows, norms in zip(logits.split(chunk), log_norms.split(chunk)):
+        for rows, norms in zip(logits.split(chunk), log_norms.split(chunk), strict=True):
             torch.logsumexp(rows.float(), dim=-1, out=norms)
         picked = logits.gather(-1, targets.clamp(min=0)[:, None])[:, 0].float()
         return torch.where(targets == ignore_index, 0.0, log_norms - picked), log_norms

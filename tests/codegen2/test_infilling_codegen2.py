@@ -37,7 +37,7 @@ class Scripted(torch.nn.Module):
 
     def generate(self, input_ids, attention_mask, **kwargs):
         self.arguments = kwargs
-        self.prompts += [row[mask == 1].tolist() for row, mask in zip(input_ids, attention_mask)]
+        self.prompts += [row[mask == 1].tolist() for row, mask in zip(input_ids, attention_mask, strict=True)]
         answers = [self.answers.pop(0) for _ in input_ids]
         longest = max(map(len, answers))
         padded = [answer + [kwargs["pad_token_id"]] * (longest - len(answer)) for answer in answers]
@@ -54,7 +54,7 @@ LAYOUT = MaskLayout(masks=tuple(range(999, 900, -1)), separator=802, end_of_span
 @given(st.lists(st.lists(st.integers(0, 700), max_size=5), min_size=2, max_size=6), st.data())
 def test_a_sequence_is_undone_exactly(pieces, data):
     spans = [data.draw(st.lists(st.integers(0, 700), max_size=5)) for _ in pieces[1:]]
-    source = pieces[0] + [token for span, piece in zip(spans, pieces[1:]) for token in span + piece]
+    source = pieces[0] + [token for span, piece in zip(spans, pieces[1:], strict=True) for token in span + piece]
     ids = LAYOUT.sequence(pieces, spans)
     assert LAYOUT.restore(ids) == source
     assert len(ids) == len(source) + LAYOUT.overhead(len(spans)) + 1
@@ -208,8 +208,8 @@ def test_reserved_tokens_are_no_part_of_a_span(tokenizer):
 
 def test_rows_of_a_batch_are_filled_as_alone(model, tokenizer):
     pairs = [("def add(a,", "return b"), ("a", "b + a + b + a"), ("    return", "")]
-    batch = model.infill(tokenizer, *map(list, zip(*pairs)), max_new_tokens=6)
-    for pair, result in zip(pairs, batch):
+    batch = model.infill(tokenizer, *map(list, zip(*pairs, strict=True)), max_new_tokens=6)
+    for pair, result in zip(pairs, batch, strict=True):
         assert model.infill(tokenizer, *pair, max_new_tokens=6) == result
         assert result.text == pair[0] + result.spans[0] + pair[1]
     assert model.infill(tokenizer, [], []) == model.infill(tokenizer, pieces=[]) == []

@@ -100,7 +100,7 @@ def test_results_do_not_depend_on_the_batches_and_keep_the_order(model, processo
     search = SearchConfig(lr=0.3, num_samples=1)
     one = run(model, processor, tasks, search, BUDGETS)
     other = run(model, processor, tasks[::-1], search, BUDGETS, batch_size=1)
-    for a, b in zip(one.results, other.results):
+    for a, b in zip(one.results, other.results, strict=True):
         assert a.predictions == b.predictions
         assert a.log_prob == pytest.approx(b.log_prob, abs=1e-4)
         assert list(a.predictions) == [task["task_id"] for task in tasks] == list(b.predictions)[::-1]
@@ -127,7 +127,7 @@ def test_a_perfect_prediction_scores_one(model, processor):
     answers = run(model, processor, tasks, SearchConfig(method="mean"))
     solved = copy.deepcopy(tasks)
     for task in solved:
-        for pair, attempts in zip(task["test"], answers.results[0].predictions[task["task_id"]]):
+        for pair, attempts in zip(task["test"], answers.results[0].predictions[task["task_id"]], strict=True):
             pair["output"] = attempts[0]
     scores = run(model, processor, solved, SearchConfig(method="mean"), [0, 5]).results[0].scores
     assert len(scores) == 10 and set(scores.values()) == {1.0}
@@ -252,7 +252,7 @@ def test_search_settings_are_chosen_on_validation_tasks(model, processor):
     answers = run(model, processor, tasks, candidates[2], [6]).results[0].predictions
     solved = copy.deepcopy(tasks)
     for task in solved:
-        for pair, attempts in zip(task["test"], answers[task["task_id"]]):
+        for pair, attempts in zip(task["test"], answers[task["task_id"]], strict=True):
             pair["output"] = attempts[0]
     choice = choose_search(model, processor, solved, candidates, [0, 6], progress=False)
     assert len(choice.rows) == 8

@@ -52,14 +52,15 @@ def make_generator(name, path):
 
 def same_items(left, right):
     return len(left) == len(right) and all(
-        a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a) for a, b in zip(left, right)
+        a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
+        for a, b in zip(left, right, strict=True)
     )
 
 
 def check_pattern_structure(inputs, outputs, size, full=True):
     """What defines the task: `(pairs, rows, cols)` arrays; one blue cell marks where the same pattern is pasted."""
     patterns = []
-    for input_grid, output_grid in zip(inputs, outputs):
+    for input_grid, output_grid in zip(inputs, outputs, strict=True):
         (corner,) = np.argwhere(input_grid)
         row, col = corner
         assert input_grid[row, col] == 1
@@ -86,7 +87,7 @@ def test_pattern_task_has_the_official_structure(data, rows, cols, num_pairs, de
     task = PatternTask(num_pairs, rows, cols, size, density)
     batch = task.sample(6, np.random.default_rng(data.draw(st.integers(0, 2**32))))
     assert batch["input_grids"].shape == batch["output_grids"].shape == (6, num_pairs, rows, cols)
-    for inputs, outputs in zip(batch["input_grids"], batch["output_grids"]):
+    for inputs, outputs in zip(batch["input_grids"], batch["output_grids"], strict=True):
         check_pattern_structure(inputs, outputs, size, full=density == 1)
 
 
@@ -212,7 +213,7 @@ def test_grouping_reorders_inside_windows_and_joins_alike(pairs_path, group_by, 
                 sizes.append(max(shape.prod(-1).sum(0).max() for shape in shapes))
             else:
                 turns = [turned and item["seed"] % 2 for item in items]
-                shapes = [shape[..., ::-1] if turn else shape for shape, turn in zip(shapes, turns)]
+                shapes = [shape[..., ::-1] if turn else shape for shape, turn in zip(shapes, turns, strict=True)]
                 sizes.append(np.max(shapes, axis=(0, 1, 2)).prod())
             total += sizes[-1]
         return total, sizes
@@ -257,7 +258,7 @@ def rows_drawn(task, num_tasks=400):
     batch = task.sample(num_tasks, np.random.default_rng(0))
     rows = batch["input_shapes"][..., 1] - 1
     assert (rows == batch["output_shapes"][..., 0] - 1).all()  # an output belongs to its input
-    for task_id, grids in zip(batch["task_id"], batch["input_grids"]):
+    for task_id, grids in zip(batch["task_id"], batch["input_grids"], strict=True):
         assert (grids[:, 0, 0] == int(task_id[-1])).all()  # all pairs are of one task
     return batch["task_id"], rows
 
