@@ -4,25 +4,13 @@ import math
 
 import pytest
 import torch
-from cases_codegen2 import tokenizer_config
+from cases_code import FILE, ROWS
+from cases_codegen2 import Scripted, tokenizer_config
 
 from modeling_lpn import CodeGen2ForCausalLM, infill_layout
-from modeling_lpn.batching import map_batches
 from modeling_lpn.code.evaluation import InfillCase, causal_loss, evaluate_infilling, make_infill_cases
 from modeling_lpn.code.generation import generate_rows
 from modeling_lpn.codegen2.infilling_codegen2 import encode_source
-from tests.codegen2.test_infilling_codegen2 import Scripted
-
-
-FILE = '''def add(a, b):
-    """Adds two numbers, ü included."""
-    return a + b
-
-
-def subtract(a, b):
-    return a - b
-'''
-ROWS = [{"path": f"{name}.py", "text": FILE.replace("add", name)} for name in ("add", "plus", "total")]
 
 
 # Cases
@@ -198,18 +186,3 @@ def test_long_files_are_read_in_windows(tokenizer, model):
         total += model(window, labels=window).loss.item() * (window.shape[1] - 1)
     assert scores["num_tokens"] == len(ids) - 1
     assert scores["loss"] == pytest.approx(total / (len(ids) - 1), rel=1e-5)
-
-
-def test_a_batch_that_does_not_fit_is_halved():
-    seen = []
-
-    def work(items):
-        seen.append(list(items))
-        if len(items) > 2:
-            raise torch.OutOfMemoryError
-        return [item * 10 for item in items]
-
-    assert map_batches(work, [1, 2, 3, 4, 5], lambda item: item, batch_size=4) == [10, 20, 30, 40, 50]
-    assert seen == [[5, 4, 3, 2], [5, 4], [3, 2], [1]]
-    with pytest.raises(torch.OutOfMemoryError):
-        map_batches(lambda items: work(items * 3), [1], lambda item: item, batch_size=4)

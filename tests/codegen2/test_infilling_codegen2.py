@@ -4,8 +4,7 @@ import os
 from types import SimpleNamespace
 
 import pytest
-import torch
-from cases_codegen2 import tiny_tokenizer
+from cases_codegen2 import Scripted, tiny_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
@@ -20,28 +19,6 @@ from modeling_lpn.codegen2.infilling_codegen2 import (
     cut_around_holes,
     encode_source,
 )
-
-
-class Scripted(torch.nn.Module):
-    """A model that answers each prompt with the next of some token lists, and remembers the prompts."""
-
-    def __init__(self, answers, vocab_size=400, context=64):
-        super().__init__()
-        self.embedding = torch.nn.Embedding(vocab_size, 1)
-        self.answers, self.prompts, self.arguments = answers, [], None
-        self.config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(max_position_embeddings=context))
-        self.device = torch.device("cpu")
-
-    def get_input_embeddings(self):
-        return self.embedding
-
-    def generate(self, input_ids, attention_mask, **kwargs):
-        self.arguments = kwargs
-        self.prompts += [row[mask == 1].tolist() for row, mask in zip(input_ids, attention_mask, strict=True)]
-        answers = [self.answers.pop(0) for _ in input_ids]
-        longest = max(map(len, answers))
-        padded = [answer + [kwargs["pad_token_id"]] * (longest - len(answer)) for answer in answers]
-        return torch.cat([input_ids, torch.tensor(padded)], 1)
 
 
 # Layouts

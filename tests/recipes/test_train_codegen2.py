@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from cases_codegen2 import tiny_tokenizer, tokenizer_config, write_release
+from cases_recipes import ROOT, command, flags, launch, load_recipe, weights
+from cases_recipes import call as call_recipe
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from modeling_lpn import CodeGen2Config, CodeGen2ForCausalLM, infill_layout
@@ -20,8 +22,6 @@ from modeling_lpn.arguments import given, parse_recipe
 from modeling_lpn.code.corpora import split_source, stream_corpus, tokenize_corpus
 from modeling_lpn.code.trainer import load_code_model
 from modeling_lpn.codegen2.infilling_codegen2 import MaskLayout
-from tests.recipes.test_lpn import ROOT, command, flags, launch, load_recipe, weights
-from tests.recipes.test_lpn import call as call_recipe
 
 
 FILE = "def function_{0}(a, b):\n    total = a + {0} * b\n    return total  # no <mask_1> here\n\n\n"
