@@ -24,7 +24,7 @@ from modeling_lpn import (
     open_sources,
 )
 from modeling_lpn.arguments import given, option, parse_recipe
-from modeling_lpn.code.arguments import CodeGen2Arguments, CodeTrainingArguments, ObjectiveArguments
+from modeling_lpn.code.arguments import CodeGen2Arguments, CodeTrainingArguments, objective_arguments
 from modeling_lpn.code.collator import explain
 from modeling_lpn.code.corpora import read_rows
 from modeling_lpn.code.evaluation import make_infill_cases
@@ -108,7 +108,7 @@ def build_eval_data(run, tokenizer, layout):
 
 
 def main():
-    kinds = [RunArguments, ObjectiveArguments, CodeGen2Arguments, CodeTrainingArguments]
+    kinds = [RunArguments, objective_arguments(), CodeGen2Arguments, CodeTrainingArguments]
     run, objective_args, model_args, args = parse_recipe(kinds)
     logging.basicConfig(level=logging.INFO if args.should_log else logging.WARNING)
     if args.device.type == "cpu":

@@ -458,7 +458,7 @@ class ObjectiveMixture:
                 `span_corruption_mask_ratio`, `infill_splitter`.
 
         Raises:
-            ValueError: for an unknown name, or a setting that none of its objectives has.
+            ValueError: for an unknown name, or a setting that none of its objectives has; the nearest is named.
 
         Example:
 
@@ -474,15 +474,17 @@ class ObjectiveMixture:
             near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.0)[0]
             raise ValueError(f"Unknown preset {name!r}; the nearest known one is {near!r} (of {', '.join(PRESETS)}).")
         weights, objectives = zip(*PRESETS[name], strict=True)
-        changed, unused = [], set(settings)
+        changed, known = [], set()
         for objective in objectives:
-            own = {field.name: f"{objective.name}_{field.name}" for field in fields(objective)}
-            own = {field: settings[key] for field, key in own.items() if key in settings}
+            keys = {field.name: f"{objective.name}_{field.name}" for field in fields(objective)}
+            own = {field: settings[key] for field, key in keys.items() if key in settings}
             changed.append(replace(objective, **own) if own else objective)
-            unused -= {f"{objective.name}_{field}" for field in own}
-        if unused:
+            known |= set(keys.values())
+        if unused := sorted(set(settings) - known):
             kinds = ", ".join(sorted({objective.name for objective in objectives}))
-            raise ValueError(f"No objective of the preset {name!r} ({kinds}) has the setting {sorted(unused)[0]!r}.")
+            near = difflib.get_close_matches(unused[0], known, n=1, cutoff=0.0)
+            cure = f"; the nearest known one is {near[0]!r}" if near else ""
+            raise ValueError(f"No objective of the preset {name!r} ({kinds}) has the setting {unused[0]!r}{cure}.")
         return cls(tuple(changed), weights, per)
 
     def draw(self, rng) -> Objective:

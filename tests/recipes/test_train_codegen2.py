@@ -224,7 +224,7 @@ def test_names_of_sources():
 def test_every_recipe_is_understood(path, tmp_path):
     if path.stem.endswith("_eval"):
         return
-    types = [train.RunArguments, train.ObjectiveArguments, train.CodeGen2Arguments, train.CodeTrainingArguments]
+    types = [train.RunArguments, train.objective_arguments(), train.CodeGen2Arguments, train.CodeTrainingArguments]
     flags = [str(path), "--output_dir", str(tmp_path), "--bf16", "false"]
     run, objective_args, model_args, args = parse_recipe(types, flags)
     assert run.train_files and (args.max_steps > 0 or args.num_train_epochs > 0)
