@@ -113,6 +113,11 @@ def main():
     logging.basicConfig(level=logging.INFO if args.should_log else logging.WARNING)
     if args.device.type == "cpu":
         use_cpu_cores(run.num_threads)
+    if args.eval_strategy != "no" and not (run.validation_files or run.explain):
+        raise ValueError(
+            f"`eval_strategy` is {args.eval_strategy.value} and there are no `validation_files`; give some, or set"
+            " `eval_strategy` to no"
+        )
     checkpoint = find_checkpoint(args, args.overwrite)
     tokenizer = load_code_tokenizer(run.tokenizer_name_or_path or run.model_name_or_path)
     layout = infill_layout(tokenizer, run.infill_format)

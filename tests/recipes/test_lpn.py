@@ -296,6 +296,15 @@ def test_mistakes_are_named(tmp_path, monkeypatch):
         call(train, monkeypatch, *flags(TINY, output_dir=tmp_path, task_path="x"))
     with pytest.raises(ValueError, match="`eval_seed` have the same seed 5"):
         call(train, monkeypatch, *flags(TINY, output_dir=tmp_path, seed=5, eval_seed=5))
+    excluding = [
+        ({"eval_budgets": [0, -1]}, "`eval_budgets` hold -1"),
+        ({"num_eval_tasks": 0, "eval_strategy": "steps"}, "`num_eval_tasks` is 0 while `eval_strategy` is steps"),
+        ({"load_best_model_at_end": "true"}, "`load_best_model_at_end` is True while `eval_strategy` is no"),
+    ]
+    for settings, message in excluding:
+        with pytest.raises(ValueError, match=message):
+            call(train, monkeypatch, *flags({**TINY, **settings}, output_dir=tmp_path / "none"))
+    assert not (tmp_path / "none" / "model.safetensors").exists()
     with pytest.raises(ValueError, match="model_name_or_path"):
         call(evaluate, monkeypatch, "--tasks", "pattern")
     with pytest.raises(FileNotFoundError, match="neither a known source nor a file"):

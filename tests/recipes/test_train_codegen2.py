@@ -195,6 +195,10 @@ def test_settings_of_objectives_are_flags(data, tmp_path, monkeypatch, capsys):
 def test_mistakes_are_named(data, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="`max_lenght` is no known argument; did you mean `max_length`"):
         call(monkeypatch, *settings_of(data, tmp_path, max_lenght=3))
+    arguments = settings_of(data, tmp_path)
+    place = arguments.index("--validation_files")
+    with pytest.raises(ValueError, match="`eval_strategy` is steps and there are no `validation_files`"):
+        call(monkeypatch, *arguments[:place], *arguments[place + 2 :])
     with pytest.raises(ValueError, match="Unknown preset 'codegen'"):
         call(monkeypatch, *settings_of(data, tmp_path, preset="codegen"))
     with pytest.raises(FileNotFoundError, match="nowhere.parquet' is no Parquet file"):
