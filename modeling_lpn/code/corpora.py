@@ -95,7 +95,7 @@ def tokenize_corpus(source: str, tokenizer, text_column="text", infill_format="c
         source (`str`): see [`split_source`].
         tokenizer (`PreTrainedTokenizerBase`): the model's.
         text_column (`str`, defaults to `"text"`): the column of file contents.
-        infill_format (`str`, defaults to `"codegen2"`): family of the tokenizer, a key of `INFILL_FORMATS`.
+        infill_format (`str` or [`InfillFormat`], defaults to `"codegen2"`): family of the tokenizer, see [`infill_layout`].
 
     Returns:
         [`TokenizedDocuments`]: one document for each row.
@@ -106,9 +106,11 @@ def tokenize_corpus(source: str, tokenizer, text_column="text", infill_format="c
         "input_ids": datasets.List(datasets.Value("int32")),
         **{name: datasets.Value("string") for name in names},
     }
-    encode = functools.partial(_encode_batch, tokenizer, text_column, find_format(infill_format).dummy_prefix)
+    encode = functools.partial(
+        _encode_batch, tokenizer, text_column, find_format(infill_format, tokenizer).dummy_prefix
+    )
     # `datasets` would hash the pickled tokenizer, whose state changes with use: the cache would miss.
-    key = json.dumps([dataset._fingerprint, text_column, infill_format, tokenizer.backend_tokenizer.to_str()])
+    key = json.dumps([dataset._fingerprint, text_column, repr(infill_format), tokenizer.backend_tokenizer.to_str()])
     tokenized = dataset.map(
         encode,
         batched=True,
@@ -132,7 +134,7 @@ def stream_corpus(source: str, tokenizer, text_column="text", infill_format="cod
         `Callable[[], Iterator[tuple[str, numpy.ndarray]]]`: starts an epoch of `(name, token_ids)`.
     """
     dataset = load_corpus(source, text_column, streaming=True)
-    dummy_prefix = find_format(infill_format).dummy_prefix
+    dummy_prefix = find_format(infill_format, tokenizer).dummy_prefix
 
     def epoch():
         for batch in dataset.iter(STREAM_BATCH):
