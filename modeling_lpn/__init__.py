@@ -16,6 +16,7 @@ from .codegen2.modeling_codegen2 import CodeGen2ForCausalLM, CodeGen2ForSequence
 from .codegen2.pipeline_codegen2 import CodeInfillingPipeline
 from .lpn.configuration_lpn import LPNConfig
 from .lpn.modeling_lpn import LPNModel
+from .lpn.pipeline_lpn import ProgramInductionPipeline
 from .lpn.processing_lpn import LPNProcessor
 from .lpn.search_lpn import SearchConfig
 from .tasks.arc import load_tasks, save_tasks
@@ -68,6 +69,7 @@ __all__ = [
     "PackedSequences",
     "PairTask",
     "PatternTask",
+    "ProgramInductionPipeline",
     "SearchConfig",
     "TaskStream",
     "evaluate_tasks",
