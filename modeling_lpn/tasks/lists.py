@@ -140,9 +140,10 @@ class ListTask:
                 continue
             for _ in range(3):
                 drawn = [[self._draw_value(dice, kind) for kind in kinds] for _ in range(self.num_pairs)]
+                if not (outputs := self._outputs(program, drawn)):
+                    continue
                 inputs = [" ".join(map(write_value, values)) for values in drawn]
-                outputs = self._outputs(program, drawn)
-                if outputs and outputs != inputs and max(map(len, inputs)) <= self.max_length:
+                if outputs != inputs and max(map(len, inputs)) <= self.max_length:
                     return program, inputs, outputs
         raise AssertionError("unreachable")
 
@@ -180,13 +181,15 @@ class ListTask:
 
     def _outputs(self, program: Program, drawn: list[list[Value]]) -> list[str]:
         """Outputs of a program where they are defined, small and not all the same; else nothing."""
+        values: list[Value] = []
         try:
-            values = [run_program(program, inputs) for inputs in drawn]
+            for inputs in drawn:
+                value = run_program(program, inputs)
+                items = value if isinstance(value, list) else [value]
+                if items and (max(items) > self.max_value or min(items) < -self.max_value):
+                    return []
+                values.append(value)
         except (IndexError, ValueError):
-            return []
-        if any(
-            abs(item) > self.max_value for value in values for item in (value if isinstance(value, list) else [value])
-        ):
             return []
         outputs = list(map(write_value, values))
         return outputs if len(set(outputs)) > 1 and max(map(len, outputs)) <= self.max_length else []
