@@ -91,8 +91,8 @@ def solve_tasks(args: argparse.Namespace) -> None:
 def describe_result(task: dict, result: dict) -> str:
     """What [`ProgramInductionPipeline`] found for a task, as text; right or wrong where the task tells its outputs."""
     lines = [f"task {task['task_id']}: {result['num_evaluations']} decoder evaluations"]
-    for number, (pair, grids) in enumerate(zip(task["test"], result["grids"])):
-        for attempt, (grid, score) in enumerate(zip(grids, result["scores"][number]), 1):
+    for number, (pair, grids) in enumerate(zip(task["test"], result["grids"], strict=True)):
+        for attempt, (grid, score) in enumerate(zip(grids, result["scores"][number], strict=True), 1):
             verdict = "" if pair.get("output") is None else f", {'right' if grid == pair['output'] else 'wrong'}"
             lines.append(f"test input {number}, attempt {attempt} (score {score:.3f}{verdict})")
             lines += ["  " + " ".join(map(str, row)) for row in grid]

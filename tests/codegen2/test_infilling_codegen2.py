@@ -1,7 +1,6 @@
 """Infilling: the sentinel layout, source text as data, the stop rule, the pipelines, the tokenizers."""
 
 import os
-from types import SimpleNamespace
 
 import pytest
 from cases_codegen2 import Scripted, tiny_tokenizer
