@@ -1,5 +1,6 @@
 """Encoder and decoder of the Latent Program Network (arXiv 2411.08706): tokens, layers, cached decoding."""
 
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -29,12 +30,20 @@ class AttentionSegment(NamedTuple):
 class GridTokens(NamedTuple):
     """
     Packed tokens of a few sequences without those that depend on a latent. `mask` `(batch, length)` is `None` where
-    nothing is padding; `positions` `(batch, length, 2)` holds row and column of a cell and -1 for other tokens.
+    nothing is padding; `positions` `(batch or 1, length, 2)` holds row and column of a cell and -1 for other tokens.
     """
 
     embeds: torch.Tensor
     mask: torch.Tensor | None
     positions: torch.Tensor
+
+
+class GridExtent(NamedTuple):
+    """Cells of the largest of some grids, whether others have fewer, and the rows and columns that all have (if so)."""
+
+    length: int
+    padded: bool
+    shape: tuple[int, int] | None
 
 
 class GridPairs(NamedTuple):
@@ -45,19 +54,57 @@ class GridPairs(NamedTuple):
     input_shapes: torch.Tensor
     output_shapes: torch.Tensor
 
-    def take(self, index: torch.Tensor) -> "GridPairs":
+    def take(self, index: torch.Tensor | slice) -> "GridPairs":
         return GridPairs(*(tensor[index] for tensor in self))
 
 
-class DecoderChunk(NamedTuple):
-    """Pairs of similar length, embedded for the decoder, with the labels of its output tokens."""
+class SharedLayer(NamedTuple):
+    """
+    What the decoder's first layer computes of a pair's tokens without the latent: that is the same for every latent.
 
-    entries: torch.Tensor
+    `hidden_states` `(entries, tokens, width)` enter the residual stream; `query` (scaled) and `attended`
+    `(entries, heads, tokens, head_dim)` and `log_sum` `(entries, heads, tokens)` are those of the tokens that go on, of
+    which the first `split` stand before the latent; `key` and `value` `(entries, heads, prefix, head_dim)` are what the
+    latent token attends to under `mask` `(entries, prefix)`.
+    """
+
+    hidden_states: torch.Tensor
+    query: torch.Tensor
+    attended: torch.Tensor
+    log_sum: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    mask: torch.Tensor | None
+    split: int
+
+
+@dataclass(eq=False)
+class DecoderChunk:
+    """
+    Pairs of similar length, embedded for the decoder: `rows` `(entries, k)` says under which rows of latents each is
+    decoded, `colors` `(entries, cells)` and `shapes` `(entries, 2)` what is to be written, `real` `(entries, cells)` which
+    cells are (`None`: all). `shared` is set where several latents are to be tried.
+    """
+
+    rows: torch.Tensor
     prefix: GridTokens
     output: GridTokens
     shapes: torch.Tensor
     colors: torch.Tensor
-    real: torch.Tensor
+    real: torch.Tensor | None
+    shared: SharedLayer | None = None
+    layouts: dict[int, "DecoderLayout"] = field(default_factory=dict)
+
+
+class DecoderLayout(NamedTuple):
+    """
+    Segments of attention and rotary tables of a chunk whose every pair is decoded with as many candidates: `whole` for
+    layers that compute all tokens, `read` for the last one, which computes the latent token and those after it.
+    """
+
+    whole: list[AttentionSegment]
+    read: list[AttentionSegment]
+    rotary: tuple[torch.Tensor, torch.Tensor] | None
 
 
 class LPNCache:
@@ -100,30 +147,6 @@ def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.
     first, second = states.chunk(2, -1)
     cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(states.dtype)
-
-
-def length_chunks(lengths: torch.Tensor, overhead: int, max_tokens: int) -> list[torch.Tensor]:
-    """
-    Groups sequences of similar length, so that padding a group to its longest member wastes little.
-
-    Args:
-        lengths (`torch.LongTensor` of shape `(sequences, parts)`): Tokens of each separately padded part of a sequence.
-        overhead (`int`): Padding tokens that one more group is worth.
-        max_tokens (`int`): Tokens of a group at most (a single longer sequence still makes a group).
-
-    Returns:
-        `list[torch.LongTensor]`: Indices of the sequences of each group.
-    """
-    order = lengths.sum(1).argsort(dim=0, descending=True, stable=True)
-    chunks, start, waste, longest = [], 0, 0, None
-    for end, sizes in enumerate(lengths[order].tolist()):
-        longest = sizes if longest is None else [max(pair) for pair in zip(longest, sizes)]
-        waste += sum(longest) - sum(sizes)
-        if end > start and (waste > overhead or (end - start + 1) * sum(longest) > max_tokens):
-            chunks.append(order[start:end])
-            start, waste, longest = end, 0, sizes
-    chunks.append(order[start:])
-    return chunks
 
 
 def attention_implementation(config: LPNConfig, cached: bool) -> str:
@@ -187,6 +210,81 @@ class LPNAttention(nn.Module):
         ]
         return self.o_proj(outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1))
 
+    def heads(self, states: torch.Tensor) -> torch.Tensor:
+        """`(..., tokens, width)` -> `(..., heads, tokens, head_dim)`."""
+        return states.unflatten(-1, (-1, self.head_dim)).transpose(-2, -3)
+
+    def share(
+        self,
+        hidden_states: torch.Tensor,
+        mask: torch.Tensor | None,
+        rotary: tuple[torch.Tensor, torch.Tensor] | None,
+        prefix: int,
+        start: int,
+    ) -> SharedLayer:
+        """
+        Attention of all tokens `(entries, tokens, width)` but the latent, for the queries from `start` on. The first
+        `prefix` tokens see each other, those after them also what came before; `mask` `(entries, tokens)` hides padding.
+        """
+        length = hidden_states.shape[1]
+        query = self.heads(self.q_proj(hidden_states[:, start:]))
+        key, value = self.heads(self.k_proj(hidden_states)), self.heads(self.v_proj(hidden_states))
+        if rotary is not None:
+            cos, sin = rotary
+            query, key = rotate(query, cos[:, start:], sin[:, start:]), rotate(key, cos, sin)
+        query = query * self.scaling
+        positions = torch.arange(length, device=key.device)
+        last_seen = positions[start:].clamp(min=prefix - 1)
+        attended, log_sum = [], []
+        # Plain attention, which gives the log-sum-exp on every device and differentiates twice; a block of queries at a
+        # time keeps its scores below 64 MB.
+        width = max(1, 2**24 // (key.shape[0] * key.shape[1] * length))
+        for part, seen in zip(query.split(width, 2), last_seen.split(width), strict=True):
+            scores = part @ key.transpose(2, 3)
+            hidden = positions > seen.unsqueeze(1)
+            if mask is not None:
+                hidden = hidden | ~mask[:, None, None]
+            scores = scores.float().masked_fill(hidden, -torch.inf)
+            log_sum.append(scores.logsumexp(-1))
+            attended.append((scores - log_sum[-1].unsqueeze(-1)).exp().to(value.dtype) @ value)
+        return SharedLayer(
+            hidden_states[:, start:],
+            query,
+            torch.cat(attended, 2),
+            torch.cat(log_sum, 2),
+            key[:, :, :prefix],
+            value[:, :, :prefix],
+            None if mask is None else mask[:, :prefix],
+            prefix - start,
+        )
+
+    def merge(self, shared: SharedLayer, latents: torch.Tensor) -> torch.Tensor:
+        """
+        The same attention with the latent token: latents `(entries, candidates, width)` -> `(entries, candidates, tokens,
+        width)`, the latent behind the prefix.
+
+        A softmax over one more key is a mixture: with `a = sigmoid(q k_z - log_sum)`, the share of the new key, the result
+        is `(1 - a) * attended + a * v_z`. That replaces the first layer's projections and attention of all other tokens.
+        """
+        query, key, value = (self.heads(proj(latents)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        query = query * self.scaling  # (entries, heads, candidates, head_dim), as are key and value
+        share = (shared.query @ key.transpose(2, 3)).float() - shared.log_sum.unsqueeze(-1)
+        share = (
+            share.sigmoid().to(value.dtype).permute(0, 3, 2, 1).unsqueeze(-1)
+        )  # (entries, candidates, tokens, heads, 1)
+        attended, value_of_latent = shared.attended.transpose(1, 2).unsqueeze(1), value.transpose(1, 2).unsqueeze(2)
+        before, after = (
+            torch.lerp(attended[:, :, part], value_of_latent, share[:, :, part]).flatten(-2)
+            for part in (slice(None, shared.split), slice(shared.split, None))
+        )
+        scores = (query @ shared.key.transpose(2, 3)).float()
+        if shared.mask is not None:
+            scores = scores.masked_fill(~shared.mask[:, None, None], -torch.inf)
+        own = (query * key).sum(-1, keepdim=True).float()
+        probs = torch.cat([scores, own], -1).softmax(-1).to(value.dtype)
+        latent = probs[..., :-1] @ shared.value + probs[..., -1:] * value
+        return self.o_proj(torch.cat([before, latent.transpose(1, 2).flatten(-2).unsqueeze(2), after], 2))
+
 
 class LPNLayer(GradientCheckpointingLayer):
     """Pre-norm transformer layer that computes only the queries its segments name."""
@@ -203,7 +301,31 @@ class LPNLayer(GradientCheckpointingLayer):
 
     def forward(self, hidden_states, segments, rotary=None, cache: LPNCache | None = None) -> torch.Tensor:
         attended = self.attention(self.attention_norm(hidden_states), segments, rotary, cache)
-        hidden_states = hidden_states[:, segments[0].start : segments[-1].end] + self._drop(attended)
+        return self._mlp(hidden_states[:, segments[0].start : segments[-1].end] + self._drop(attended))
+
+    def share(
+        self,
+        hidden_states: torch.Tensor,
+        mask: torch.Tensor | None,
+        rotary: tuple[torch.Tensor, torch.Tensor] | None,
+        prefix: int,
+        start: int,
+    ) -> SharedLayer:
+        """What this layer, as the first, computes without the latent; see [`LPNAttention.share`]."""
+        shared = self.attention.share(self.attention_norm(hidden_states), mask, rotary, prefix, start)
+        return shared._replace(hidden_states=hidden_states[:, start:])
+
+    def merge(self, shared: SharedLayer, latents: torch.Tensor) -> torch.Tensor:
+        """This layer with latent tokens `(entries, candidates, width)` -> `(entries, candidates, tokens, width)`."""
+        attended = self.attention.merge(shared, self.attention_norm(latents))
+        before, after = (
+            shared.hidden_states.unsqueeze(1)
+            .expand(-1, latents.shape[1], -1, -1)
+            .split([shared.split, shared.hidden_states.shape[1] - shared.split], 2)
+        )
+        return self._mlp(torch.cat([before, latents.unsqueeze(2), after], 2) + attended)
+
+    def _mlp(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return hidden_states + self._drop(self.down_proj(self.activation(self.up_proj(self.mlp_norm(hidden_states)))))
 
     def _drop(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -299,29 +421,54 @@ class LPNStack(nn.Module):
         return F.dropout(embeds, self.stack.dropout, self.training) if self.stack.dropout else embeds
 
 
-def pack_cells(grids: torch.Tensor, shapes: torch.Tensor, length: int):
+def pack_cells(
+    grids: torch.Tensor, shapes: torch.Tensor, extent: GridExtent
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """
     Takes the real cells out of padded grids, row by row.
 
     Args:
         grids (`torch.LongTensor` of shape `(batch, rows, cols)`): Padded at the bottom and on the right.
         shapes (`torch.LongTensor` of shape `(batch, 2)`): Rows and columns.
-        length (`int`): Cells to return.
+        extent ([`GridExtent`]): What is known of them on the host; its `length` cells are returned.
 
     Returns:
-        `tuple`: colours `(batch, length)`, positions `(batch, length, 2)` and which of them are real `(batch, length)`.
+        `tuple`: colours `(batch, length)`, positions `(batch or 1, length, 2)` and which of them are real
+        `(batch, length)`, `None` for all.
     """
-    cells = torch.arange(length, device=grids.device)
+    cells = torch.arange(extent.length, device=grids.device)
+    if extent.shape is not None:  # grids alike need no lookup and share their positions
+        rows, cols = extent.shape
+        colors = grids[:, :rows, :cols].flatten(1)[:, : extent.length]
+        return colors, torch.stack([cells // cols, cells % cols], -1).unsqueeze(0), None
     num_cols = shapes[:, 1:]
     rows, cols = cells // num_cols, cells % num_cols
     real = rows < shapes[:, :1]
     rows, cols = torch.where(real, rows, 0), torch.where(real, cols, 0)
     colors = grids.flatten(1).gather(1, rows * grids.shape[2] + cols)
-    return colors, torch.stack([rows, cols], -1), real
+    return colors, torch.stack([rows, cols], -1), real if extent.padded else None
 
 
-def _or_none(mask: torch.Tensor) -> torch.Tensor | None:
-    return None if mask.all() else mask
+def _join_positions(parts: list[torch.Tensor | int]) -> torch.Tensor:
+    """One tensor `(batch or 1, length, 2)` of positions of cells and of numbers of tokens that are no cells."""
+    cells = [part for part in parts if torch.is_tensor(part)]
+    batch = max(len(part) for part in cells)
+    return torch.cat(
+        [
+            part.expand(batch, -1, -1) if torch.is_tensor(part) else cells[0].new_full((batch, part, 2), -1)
+            for part in parts
+        ],
+        1,
+    )
+
+
+def _join_masks(parts: list[torch.Tensor | int], batch: int, device: torch.device) -> torch.Tensor | None:
+    """One mask `(batch, length)` of masks and of numbers of tokens that are all real; `None` if nothing is padding."""
+    if not any(torch.is_tensor(part) for part in parts):
+        return None
+    return torch.cat(
+        [p if torch.is_tensor(p) else torch.ones(batch, p, dtype=torch.bool, device=device) for p in parts], 1
+    )
 
 
 class LPNEncoder(LPNStack):
@@ -336,29 +483,33 @@ class LPNEncoder(LPNStack):
         if config.variational:
             self.logvar_proj = nn.Linear(width, config.latent_dim, bias=config.latent_projection_bias)
 
-    def forward(self, input_grids, output_grids, input_shapes, output_shapes):
+    def forward(
+        self, pairs: GridPairs, input_extent: GridExtent, output_extent: GridExtent
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
-        Grids `(batch, rows, cols)`, shapes `(batch, 2)` -> mean and log-variance `(batch, latent_dim)` in float32.
-        Only real cells become tokens, and the last layer computes only the one that is read.
+        Pairs -> mean and log-variance (if variational) `(sequences, latent_dim)` in float32. Only real cells become
+        tokens, and the last layer computes only the one that is read.
         """
-        lengths = [int(shapes.prod(-1).max()) for shapes in (input_shapes, output_shapes)]
-        packed = [
-            pack_cells(*pair) for pair in zip((input_grids, output_grids), (input_shapes, output_shapes), lengths)
-        ]
-        (in_colors, in_positions, in_real), (out_colors, out_positions, out_real) = packed
-        heads = in_colors.new_full((in_colors.shape[0], 5, 2), -1)
+        in_colors, in_positions, in_real = pack_cells(pairs.input_grids, pairs.input_shapes, input_extent)
+        out_colors, out_positions, out_real = pack_cells(pairs.output_grids, pairs.output_shapes, output_extent)
+        batch, device = in_colors.shape[0], in_colors.device
         embeds = torch.cat(
             [
-                self.cls_token(in_colors.new_zeros(in_colors.shape[0], 1)),
-                self.embed_shape(input_shapes, 0),
-                self.embed_shape(output_shapes, 1),
+                self.cls_token(in_colors.new_zeros(batch, 1)),
+                self.embed_shape(pairs.input_shapes, 0),
+                self.embed_shape(pairs.output_shapes, 1),
                 self.embed_cells(in_colors, in_positions, 0),
                 self.embed_cells(out_colors, out_positions, 1),
             ],
             1,
         )
-        mask = _or_none(torch.cat([heads[..., 0] < 0, in_real, out_real], 1))
-        rotary = self.rotary(torch.cat([heads, in_positions, out_positions], 1))
+        parts = [
+            5,
+            input_extent.length if in_real is None else in_real,
+            output_extent.length if out_real is None else out_real,
+        ]
+        mask = _join_masks(parts, batch, device)
+        rotary = self.rotary(_join_positions([5, in_positions, out_positions]))
         hidden_states, length = self._drop(embeds), embeds.shape[1]
         for index, layer in enumerate(self.layers):
             queries = 1 if index + 1 == len(self.layers) else length
@@ -389,26 +540,61 @@ class LPNDecoder(LPNStack):
         self.col_head = nn.Linear(width, config.max_cols, bias=config.logits_projection_bias)
         self.grid_head = nn.Linear(width, config.vocab_size, bias=config.logits_projection_bias)
 
-    def embed_prefix(self, input_grids: torch.Tensor, input_shapes: torch.Tensor) -> GridTokens:
+    def embed_prefix(self, input_grids: torch.Tensor, input_shapes: torch.Tensor, extent: GridExtent) -> GridTokens:
         """Prefix without the latent: grids `(batch, rows, cols)`, shapes `(batch, 2)` -> tokens."""
-        colors, positions, real = pack_cells(input_grids, input_shapes, int(input_shapes.prod(-1).max()))
+        colors, positions, real = pack_cells(input_grids, input_shapes, extent)
         table = self.input_position_embedding if self.config.separate_input_position_embeddings else None
-        shape_tokens = self.embed_shape(input_shapes, 0)
         return GridTokens(
-            torch.cat([self.embed_cells(colors, positions, 0, table), shape_tokens], 1),
-            _or_none(torch.cat([real, real.new_ones(real.shape[0], 2)], 1)),
-            torch.cat([positions, positions.new_full((positions.shape[0], 2, 2), -1)], 1),
+            torch.cat([self.embed_cells(colors, positions, 0, table), self.embed_shape(input_shapes, 0)], 1),
+            None if real is None else _join_masks([real, 2], len(colors), colors.device),
+            _join_positions([positions, 2]),
         )
 
-    def embed_output(self, output_grids: torch.Tensor, output_shapes: torch.Tensor) -> GridTokens:
+    def embed_output(self, output_grids: torch.Tensor, output_shapes: torch.Tensor, extent: GridExtent) -> GridTokens:
         """Output tokens but the last cell, which predicts nothing."""
-        colors, positions, real = pack_cells(output_grids, output_shapes, int(output_shapes.prod(-1).max()) - 1)
-        positions = self.carried_positions(positions, output_shapes[:, 1:])
+        extent = extent._replace(length=extent.length - 1)
+        colors, positions, real = pack_cells(output_grids, output_shapes, extent)
+        positions = self.carried_positions(positions, output_shapes[: len(positions), 1:])
         return GridTokens(
             torch.cat([self.embed_shape(output_shapes, 1), self.embed_cells(colors, positions, 1)], 1),
-            _or_none(torch.cat([real.new_ones(real.shape[0], 2), real], 1)),
-            torch.cat([positions.new_full((positions.shape[0], 2, 2), -1), positions], 1),
+            None if real is None else _join_masks([2, real], len(colors), colors.device),
+            _join_positions([2, positions]),
         )
+
+    def chunk(
+        self,
+        pairs: GridPairs,
+        input_extent: GridExtent,
+        output_extent: GridExtent,
+        rows: torch.Tensor,
+        share: bool,
+    ) -> DecoderChunk:
+        """
+        Embeds pairs to be decoded under `rows` `(entries, k)` of latents; with `share`, what does not depend on the latent
+        is computed once, which pays as soon as two latents are tried.
+        """
+        prefix = self.embed_prefix(pairs.input_grids, pairs.input_shapes, input_extent)
+        output = self.embed_output(pairs.output_grids, pairs.output_shapes, output_extent)
+        colors, _, real = pack_cells(pairs.output_grids, pairs.output_shapes, output_extent)
+        chunk = DecoderChunk(rows, prefix, output, pairs.output_shapes, colors, real)
+        if share and self._can_share():
+            chunk.shared = self._share(prefix, output)
+        return chunk
+
+    def _can_share(self) -> bool:
+        """Not with dropout, which draws for each latent; nor under FSDP, which gathers weights for `forward` only."""
+        dropout = self.training and (self.stack.dropout or self.stack.attention_dropout)
+        return not dropout and type(self.latent_proj.weight) is nn.Parameter
+
+    def _share(self, prefix: GridTokens, output: GridTokens) -> SharedLayer:
+        embeds, length = torch.cat([prefix.embeds, output.embeds], 1), prefix.embeds.shape[1]
+        mask = _join_masks(
+            [tokens.embeds.shape[1] if tokens.mask is None else tokens.mask for tokens in (prefix, output)],
+            len(embeds),
+            embeds.device,
+        )
+        rotary = self.rotary(_join_positions([prefix.positions, output.positions]))
+        return self.layers[0].share(embeds, mask, rotary, length, 0 if len(self.layers) > 1 else length)
 
     def carried_positions(self, positions: torch.Tensor, num_cols: torch.Tensor) -> torch.Tensor:
         """The positions that output cells `(batch, length, 2)` carry: the next cell's, if the configuration says so."""
@@ -419,38 +605,46 @@ class LPNDecoder(LPNStack):
         rows = torch.where(wraps, rows + 1, rows).clamp(max=self.config.max_rows - 1)
         return torch.stack([rows, torch.where(wraps, 0, cols + 1)], -1)
 
-    def forward(self, latents: torch.Tensor, prefix: GridTokens, output: GridTokens) -> torch.Tensor:
+    def forward(self, latents: torch.Tensor, chunk: DecoderChunk) -> torch.Tensor:
         """
-        Latents `(batch, latent_dim)` and tokens -> hidden states `(batch, 1 + output length, width)` of the latent token
-        and the output tokens. The last layer leaves out the rest.
+        Latents `(entries, candidates, latent_dim)` -> hidden states `(entries * candidates, 1 + output length, width)` of
+        the latent token and the output tokens. The last layer leaves out the rest.
         """
-        context = self.latent_proj(latents.to(self.latent_proj.weight.dtype)).unsqueeze(1)
-        hidden_states = self._drop(torch.cat([prefix.embeds, context.to(prefix.embeds.dtype), output.embeds], 1))
-        batch, length, split = hidden_states.shape[0], hidden_states.shape[1], prefix.embeds.shape[1] + 1
-        mask = None
-        if prefix.mask is not None or output.mask is not None:
-            parts = [
-                torch.ones(batch, tokens.embeds.shape[1], dtype=torch.bool, device=latents.device)
-                if tokens.mask is None
-                else tokens.mask
-                for tokens in (prefix, output)
-            ]
-            mask = torch.cat([parts[0], parts[0].new_ones(batch, 1), parts[1]], 1)
-        rotary = None
-        if self.stack.position_embedding_type == "rotary":
-            no_cell = prefix.positions.new_full((batch, 1, 2), -1)
-            rotary = self.rotary(torch.cat([prefix.positions, no_cell, output.positions], 1))
-        prefix_mask = None if prefix.mask is None else mask
-        read = self.segment(hidden_states, mask, split - 1, length, length, causal=True)
-        whole = [
-            self.segment(hidden_states, prefix_mask, 0, split, split),
-            self.segment(hidden_states, mask, split, length, length, causal=True),
-        ]
-        for index, layer in enumerate(self.layers):
-            hidden_states = layer(hidden_states, whole if index + 1 < len(self.layers) else [read], rotary)
+        candidates, prefix, output = latents.shape[1], chunk.prefix, chunk.output
+        context = self.latent_proj(latents.to(self.latent_proj.weight.dtype)).to(prefix.embeds.dtype)
+        if candidates not in chunk.layouts:
+            chunk.layouts[candidates] = self._layout(chunk, candidates)
+        layout = chunk.layouts[candidates]
+        if chunk.shared is None:
+            before, after = (tokens.embeds.unsqueeze(1).expand(-1, candidates, -1, -1) for tokens in (prefix, output))
+            hidden_states = self._drop(torch.cat([before, context.unsqueeze(2), after], 2).flatten(0, 1))
+        else:
+            hidden_states = self.layers[0].merge(chunk.shared, context).flatten(0, 1)
+        first = 0 if chunk.shared is None else 1
+        for index in range(first, len(self.layers)):
+            segments = layout.whole if index + 1 < len(self.layers) else layout.read
+            hidden_states = self.layers[index](hidden_states, segments, layout.rotary)
         return hidden_states
 
-    def logits(self, hidden_states: torch.Tensor):
+    def _layout(self, chunk: DecoderChunk, candidates: int) -> DecoderLayout:
+        prefix, output = chunk.prefix, chunk.output
+        split = prefix.embeds.shape[1] + 1
+        length = split + output.embeds.shape[1]
+        before, after = (tokens.embeds.shape[1] if tokens.mask is None else tokens.mask for tokens in (prefix, output))
+        mask = _join_masks([before, 1, after], len(prefix.embeds), prefix.embeds.device)
+        rotary = self.rotary(_join_positions([prefix.positions, 1, output.positions]))
+        if candidates > 1:
+            mask = None if mask is None else mask.repeat_interleave(candidates, 0)
+            if rotary is not None and len(rotary[0]) > 1:
+                rotary = rotary[0].repeat_interleave(candidates, 0), rotary[1].repeat_interleave(candidates, 0)
+        whole = [
+            self.segment(prefix.embeds, None if prefix.mask is None else mask, 0, split, split),
+            self.segment(prefix.embeds, mask, split, length, length, causal=True),
+        ]
+        read = self.segment(prefix.embeds, mask, split - 1, length, length, causal=True)
+        return DecoderLayout(whole, [read], rotary)
+
+    def logits(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Hidden states of [latent, rows, columns, cells] -> float32 logits of rows, columns and cells."""
         return (
             self.row_head(self.row_norm(hidden_states[:, 0])).float(),
@@ -459,13 +653,15 @@ class LPNDecoder(LPNStack):
         )
 
     @torch.no_grad()
-    def generate(self, latents: torch.Tensor, input_grids: torch.Tensor, input_shapes: torch.Tensor):
+    def generate(
+        self, latents: torch.Tensor, input_grids: torch.Tensor, input_shapes: torch.Tensor, extent: GridExtent
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Greedy output grids: latents `(batch, latent_dim)`, grids `(batch, rows, cols)`, shapes `(batch, 2)` -> grids
         `(batch, max_rows, max_cols)` and shapes `(batch, 2)`. Keys and values are cached, and only cells of the
         predicted shape are computed.
         """
-        prefix, cache = self.embed_prefix(input_grids, input_shapes), LPNCache()
+        prefix, cache = self.embed_prefix(input_grids, input_shapes, extent), LPNCache()
         context = self.latent_proj(latents.to(self.latent_proj.weight.dtype)).unsqueeze(1)
         hidden_states = torch.cat([prefix.embeds, context.to(prefix.embeds.dtype)], 1)
         batch, length = hidden_states.shape[:2]
