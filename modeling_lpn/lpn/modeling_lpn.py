@@ -166,7 +166,7 @@ class LPNPreTrainedModel(PreTrainedModel):
         return False
 
     @torch.no_grad()
-    def _init_weights(self, module: nn.Module):
+    def _init_weights(self, module: nn.Module) -> None:
         """As Flax initialises the published model: LeCun normal for linear layers, 1 / sqrt(width) for tables."""
         if isinstance(module, nn.Linear):
             init.lecun_normal_(module.weight)
@@ -203,7 +203,7 @@ class LPNModel(LPNPreTrainedModel):
     ```
     """
 
-    def __init__(self, config: LPNConfig):
+    def __init__(self, config: LPNConfig) -> None:
         super().__init__(config)
         self.encoder = LPNEncoder(config)
         self.decoder = LPNDecoder(config)
@@ -216,7 +216,7 @@ class LPNModel(LPNPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.encoder.color_embedding = value  # type: ignore[assignment]
 
-    def compile_layers(self, **kwargs):
+    def compile_layers(self, **kwargs: Any) -> None:
         """
         Compiles every transformer layer in place with `torch.compile(**kwargs)`. Better than compiling the model: how
         sequences are grouped depends on the data. Cached decoding and second-order search stay eager.
@@ -248,8 +248,8 @@ class LPNModel(LPNPreTrainedModel):
             latent_noise (`torch.FloatTensor` of shape `(batch or 1, pairs, latent_dim)`, *optional*):
                 Standard normal noise for the draw.
             plan ([`GridPlan`], *optional*):
-                Shapes and mask on the host, from whoever made the tensors and checked their colours. Without it they are
-                read and checked here, which waits for the device.
+                Shapes and mask on the host, from whoever made the tensors: [`DataCollatorForGridTasks`] does. Without it
+                they are read here, which waits for the device.
 
         Returns:
             [`LPNEncoderOutput`]
@@ -319,7 +319,6 @@ class LPNModel(LPNPreTrainedModel):
                     f"`{name}` has shape {tuple(tensor.shape)}, but `input_grids` has shape {tuple(input_grids.shape)}: "
                     f"{wanted} is needed."
                 )
-        trusted = plan is not None
         if plan is None:
             plan = GridPlan.of(input_shapes, output_shapes, pair_mask)
         elif plan.pair_mask.shape != batch_shape:
@@ -338,7 +337,7 @@ class LPNModel(LPNPreTrainedModel):
             pairs = pairs.take(to_device(plan.pair_mask.reshape(-1).nonzero()[0], input_grids.device))
         for side, sizes, grids in (("input", 0, pairs.input_grids), ("output", 1, pairs.output_grids)):
             self._check_sizes(side, grids, plan.sizes[:, sizes])
-            if not trusted:
+            if plan.num_colors is None or plan.num_colors > self.config.vocab_size:
                 self._check_colors(side, grids)
         return Demonstrations(pairs, pair_mask, plan)
 
@@ -777,10 +776,11 @@ class LPNModel(LPNPreTrainedModel):
         return output
 
     def _warn_of_nonfinite(self, found: SearchOutput) -> None:
-        hopeless = int((~found.log_probs[:, 0].isfinite()).sum())
-        if bad := int(found.num_nonfinite.sum()):
+        counts = (found.num_nonfinite, found.num_evaluations, ~found.log_probs[:, 0].isfinite())
+        bad, evaluations, hopeless = torch.stack([count.sum() for count in counts]).tolist()
+        if bad:
             logger.warning_once(
-                f"{bad} of {int(found.num_evaluations.sum())} log-likelihoods of the search are no finite number "
+                f"{bad} of {evaluations} log-likelihoods of the search are no finite number "
                 f"(`search_output.num_nonfinite`); for {hopeless} of {len(found.num_nonfinite)} tasks none is, and the "
                 "grids of those mean nothing. Check the weights, or lower the learning rate of the search."
             )

@@ -15,16 +15,20 @@ from .transformer_lpn import GridExtent
 class GridPlan:
     """
     Shapes and mask of a batch of demonstrations on the host, as a collator knows them. A model that gets them beside the
-    tensors neither waits for its device to learn what to compute nor checks the grids again.
+    tensors does not wait for its device to learn what there is to compute.
 
     Args:
         input_shapes, output_shapes (`np.ndarray` of shape `(batch, pairs, 2)`): Rows and columns.
         pair_mask (`np.ndarray` of shape `(batch, pairs)`, bool): Which pairs are real.
+        num_colors (`int`, *optional*):
+            All colours, those of the padding too, are known to be below this. A model of fewer colours, or one that is not
+            told, looks at the grids.
     """
 
     input_shapes: np.ndarray
     output_shapes: np.ndarray
     pair_mask: np.ndarray
+    num_colors: int | None = None
 
     @classmethod
     def of(cls, input_shapes: torch.Tensor, output_shapes: torch.Tensor, pair_mask: torch.Tensor) -> "GridPlan":
@@ -52,7 +56,8 @@ class GridPlan:
 
     def tasks(self, start: int, end: int) -> "GridPlan":
         """The plan of some of the tasks."""
-        return GridPlan(*(array[start:end] for array in (self.input_shapes, self.output_shapes, self.pair_mask)))
+        part = slice(start, end)
+        return GridPlan(self.input_shapes[part], self.output_shapes[part], self.pair_mask[part], self.num_colors)
 
 
 class PairGroup(NamedTuple):

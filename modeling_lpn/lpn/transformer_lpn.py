@@ -1,7 +1,7 @@
 """Encoder and decoder of the Latent Program Network (arXiv 2411.08706): tokens, layers, cached decoding."""
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_lpn import LPNConfig, LPNStackConfig
+
+
+Rotary = tuple[torch.Tensor, torch.Tensor] | None  # cosine and sine, each `(batch or 1, length, head_dim / 2)`
 
 
 class AttentionSegment(NamedTuple):
@@ -104,17 +107,17 @@ class DecoderLayout(NamedTuple):
 
     whole: list[AttentionSegment]
     read: list[AttentionSegment]
-    rotary: tuple[torch.Tensor, torch.Tensor] | None
+    rotary: Rotary
 
 
 class LPNCache:
     """Keys and values of a decoder while it writes grids: preallocated, so that a step copies only its own token."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.states: list[torch.Tensor] = []  # one (2, batch, heads, capacity, head_dim) for each layer
         self.length = 0
 
-    def update(self, key: torch.Tensor, value: torch.Tensor, layer_idx: int):
+    def update(self, key: torch.Tensor, value: torch.Tensor, layer_idx: int) -> tuple[torch.Tensor, torch.Tensor]:
         if layer_idx == len(self.states):
             self.states.append(torch.stack([key, value]))
         else:
@@ -124,7 +127,7 @@ class LPNCache:
         key, value = self.states[layer_idx][:, : key.shape[0], :, : self.length + key.shape[2]]
         return key, value
 
-    def grow(self, order: torch.Tensor, extra: int):
+    def grow(self, order: torch.Tensor, extra: int) -> None:
         """Reorders the sequences and makes room for `extra` tokens."""
         for index, states in enumerate(self.states):
             grown = states.new_zeros(*states.shape[:3], self.length + extra, states.shape[-1])
@@ -132,7 +135,16 @@ class LPNCache:
             self.states[index] = grown
 
 
-def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Plain attention; the implementation that differentiates twice everywhere."""
     scores = torch.matmul(query, key.transpose(2, 3)) * scaling
     if attention_mask is not None:
@@ -158,7 +170,7 @@ def attention_implementation(config: LPNConfig, cached: bool) -> str:
 class LPNLayerNorm(nn.Module):
     """Layer norm without scale, as in the published code; a bias only if asked."""
 
-    def __init__(self, size: int, eps: float, use_bias: bool):
+    def __init__(self, size: int, eps: float, use_bias: bool) -> None:
         super().__init__()
         self.eps = eps
         self.bias = nn.Parameter(torch.zeros(size)) if use_bias else None
@@ -173,7 +185,7 @@ class LPNAttention(nn.Module):
 
     is_causal = False
 
-    def __init__(self, config: LPNConfig, stack: LPNStackConfig, layer_idx: int):
+    def __init__(self, config: LPNConfig, stack: LPNStackConfig, layer_idx: int) -> None:
         super().__init__()
         self.config, self.layer_idx = config, layer_idx
         self.head_dim, self.attention_dropout = stack.head_dim, stack.attention_dropout
@@ -183,12 +195,16 @@ class LPNAttention(nn.Module):
         self.v_proj = nn.Linear(stack.hidden_size, stack.hidden_size, bias=stack.use_bias)
         self.o_proj = nn.Linear(stack.hidden_size, stack.hidden_size, bias=stack.use_bias)
 
-    def forward(self, hidden_states, segments, rotary=None, cache: LPNCache | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        segments: list[AttentionSegment],
+        rotary: Rotary = None,
+        cache: LPNCache | None = None,
+    ) -> torch.Tensor:
         start, end = segments[0].start, segments[-1].end
-        shape = (hidden_states.shape[0], -1, self.q_proj.out_features // self.head_dim, self.head_dim)
-        query = self.q_proj(hidden_states[:, start:end]).view(shape).transpose(1, 2)
-        key = self.k_proj(hidden_states).view(shape).transpose(1, 2)
-        value = self.v_proj(hidden_states).view(shape).transpose(1, 2)
+        query = self.heads(self.q_proj(hidden_states[:, start:end]))
+        key, value = self.heads(self.k_proj(hidden_states)), self.heads(self.v_proj(hidden_states))
         if rotary is not None:
             cos, sin = rotary
             query, key = rotate(query, cos[:, start:end], sin[:, start:end]), rotate(key, cos, sin)
@@ -196,17 +212,20 @@ class LPNAttention(nn.Module):
             key, value = cache.update(key, value, self.layer_idx)
         implementation = attention_implementation(self.config, cache is not None)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        queries = query.split(
+            [segment.end - segment.start for segment in segments], 2
+        )  # one gradient, not a sum of two
         outputs = [
             attend(
                 self,
-                query[:, :, segment.start - start : segment.end - start],
+                part,
                 key[:, :, : segment.key_end],
                 value[:, :, : segment.key_end],
                 segment.mask,
                 scaling=self.scaling,
                 dropout=self.attention_dropout if self.training else 0.0,
             )[0].flatten(2)
-            for segment in segments
+            for part, segment in zip(queries, segments, strict=True)
         ]
         return self.o_proj(outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1))
 
@@ -218,7 +237,7 @@ class LPNAttention(nn.Module):
         self,
         hidden_states: torch.Tensor,
         mask: torch.Tensor | None,
-        rotary: tuple[torch.Tensor, torch.Tensor] | None,
+        rotary: Rotary,
         prefix: int,
         start: int,
     ) -> SharedLayer:
@@ -289,7 +308,7 @@ class LPNAttention(nn.Module):
 class LPNLayer(GradientCheckpointingLayer):
     """Pre-norm transformer layer that computes only the queries its segments name."""
 
-    def __init__(self, config: LPNConfig, stack: LPNStackConfig, layer_idx: int):
+    def __init__(self, config: LPNConfig, stack: LPNStackConfig, layer_idx: int) -> None:
         super().__init__()
         self.dropout = stack.dropout
         self.activation = ACT2FN[stack.activation]
@@ -299,7 +318,13 @@ class LPNLayer(GradientCheckpointingLayer):
         self.up_proj = nn.Linear(stack.hidden_size, stack.intermediate_size, bias=stack.use_bias)
         self.down_proj = nn.Linear(stack.intermediate_size, stack.hidden_size, bias=stack.use_bias)
 
-    def forward(self, hidden_states, segments, rotary=None, cache: LPNCache | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        segments: list[AttentionSegment],
+        rotary: Rotary = None,
+        cache: LPNCache | None = None,
+    ) -> torch.Tensor:
         attended = self.attention(self.attention_norm(hidden_states), segments, rotary, cache)
         return self._mlp(hidden_states[:, segments[0].start : segments[-1].end] + self._drop(attended))
 
@@ -307,7 +332,7 @@ class LPNLayer(GradientCheckpointingLayer):
         self,
         hidden_states: torch.Tensor,
         mask: torch.Tensor | None,
-        rotary: tuple[torch.Tensor, torch.Tensor] | None,
+        rotary: Rotary,
         prefix: int,
         start: int,
     ) -> SharedLayer:
@@ -335,7 +360,7 @@ class LPNLayer(GradientCheckpointingLayer):
 class LPNPositionEmbedding(nn.Module):
     """Row and column embedding of a cell, `"learned"` or `"scaled"`; nothing to add for `"rotary"`."""
 
-    def __init__(self, config: LPNConfig, stack: LPNStackConfig):
+    def __init__(self, config: LPNConfig, stack: LPNStackConfig) -> None:
         super().__init__()
         self.kind = stack.position_embedding_type
         rows, cols = {"learned": (config.max_rows, config.max_cols), "scaled": (1, 1), "rotary": (0, 0)}[self.kind]
@@ -357,7 +382,7 @@ class LPNPositionEmbedding(nn.Module):
 class LPNStack(nn.Module):
     """What encoder and decoder share: tables of colours, shapes and positions, layers, rotary embedding and masks."""
 
-    def __init__(self, config: LPNConfig, stack: LPNStackConfig):
+    def __init__(self, config: LPNConfig, stack: LPNStackConfig) -> None:
         super().__init__()
         self.config, self.stack, width = config, stack, stack.hidden_size
         self.color_embedding = nn.Embedding(config.vocab_size, width)
@@ -378,12 +403,18 @@ class LPNStack(nn.Module):
         """Embedding of a side `(width,)`. Called, not read off `weight`, which is not there while it is offloaded."""
         return self.side_embedding(like.new_full((), side))
 
-    def embed_cells(self, colors: torch.Tensor, positions: torch.Tensor, side: int, table=None) -> torch.Tensor:
+    def embed_cells(
+        self,
+        colors: torch.Tensor,
+        positions: torch.Tensor,
+        side: int,
+        table: LPNPositionEmbedding | None = None,
+    ) -> torch.Tensor:
         """Tokens of cells: colors `(batch, length)`, positions `(batch, length, 2)` -> `(batch, length, width)`."""
         table = self.position_embedding if table is None else table
         return self.color_embedding(colors) + self._side(colors, side) + table(positions)
 
-    def rotary(self, positions: torch.Tensor):
+    def rotary(self, positions: torch.Tensor) -> Rotary:
         """
         Cosine and sine `(batch, length, head_dim / 2)` of 2-D rotary embedding: half of the angles turn with the row,
         half with the column, at `head_dim / 4` frequencies from 1 to `rope_max_frequency / 2` half-turns over a grid
@@ -400,7 +431,16 @@ class LPNStack(nn.Module):
         angles = (place.unsqueeze(-1) * frequencies).flatten(-2)  # (batch, length, head_dim / 2)
         return angles.cos(), angles.sin()
 
-    def segment(self, hidden_states, mask, start: int, end: int, key_end: int, causal=False, cached=False):
+    def segment(
+        self,
+        hidden_states: torch.Tensor,
+        mask: torch.Tensor | None,
+        start: int,
+        end: int,
+        key_end: int,
+        causal: bool = False,
+        cached: bool = False,
+    ) -> AttentionSegment:
         """An [`AttentionSegment`] whose mask has the form that the attention implementation wants."""
         if mask is None and not causal:
             return AttentionSegment(start, end, key_end, None)
@@ -438,9 +478,9 @@ def pack_cells(
     """
     cells = torch.arange(extent.length, device=grids.device)
     if extent.shape is not None:  # grids alike need no lookup and share their positions
-        rows, cols = extent.shape
-        colors = grids[:, :rows, :cols].flatten(1)[:, : extent.length]
-        return colors, torch.stack([cells // cols, cells % cols], -1).unsqueeze(0), None
+        height, width = extent.shape
+        colors = grids[:, :height, :width].flatten(1)[:, : extent.length]
+        return colors, torch.stack([cells // width, cells % width], -1).unsqueeze(0), None
     num_cols = shapes[:, 1:]
     rows, cols = cells // num_cols, cells % num_cols
     real = rows < shapes[:, :1]
@@ -474,7 +514,7 @@ def _join_masks(parts: list[torch.Tensor | int], batch: int, device: torch.devic
 class LPNEncoder(LPNStack):
     """Maps an input/output pair to the parameters of its latent program's posterior (paper, section 4.1)."""
 
-    def __init__(self, config: LPNConfig):
+    def __init__(self, config: LPNConfig) -> None:
         super().__init__(config, config.encoder_stack)
         width = config.encoder_stack.hidden_size
         self.cls_token = nn.Embedding(1, width)
@@ -527,7 +567,7 @@ class LPNDecoder(LPNStack):
     cells], which is causal and sees the prefix. An output token predicts the one after it.
     """
 
-    def __init__(self, config: LPNConfig):
+    def __init__(self, config: LPNConfig) -> None:
         super().__init__(config, config.decoder_stack)
         stack, width = config.decoder_stack, config.decoder_stack.hidden_size
         self.latent_proj = nn.Linear(config.latent_dim, width, bias=stack.use_bias)
@@ -539,6 +579,10 @@ class LPNDecoder(LPNStack):
         self.row_head = nn.Linear(width, config.max_rows, bias=config.logits_projection_bias)
         self.col_head = nn.Linear(width, config.max_cols, bias=config.logits_projection_bias)
         self.grid_head = nn.Linear(width, config.vocab_size, bias=config.logits_projection_bias)
+
+    @property
+    def _first_layer(self) -> LPNLayer:
+        return cast(LPNLayer, self.layers[0])
 
     def embed_prefix(self, input_grids: torch.Tensor, input_shapes: torch.Tensor, extent: GridExtent) -> GridTokens:
         """Prefix without the latent: grids `(batch, rows, cols)`, shapes `(batch, 2)` -> tokens."""
@@ -594,7 +638,7 @@ class LPNDecoder(LPNStack):
             embeds.device,
         )
         rotary = self.rotary(_join_positions([prefix.positions, output.positions]))
-        return self.layers[0].share(embeds, mask, rotary, length, 0 if len(self.layers) > 1 else length)
+        return self._first_layer.share(embeds, mask, rotary, length, 0 if len(self.layers) > 1 else length)
 
     def carried_positions(self, positions: torch.Tensor, num_cols: torch.Tensor) -> torch.Tensor:
         """The positions that output cells `(batch, length, 2)` carry: the next cell's, if the configuration says so."""
@@ -619,7 +663,7 @@ class LPNDecoder(LPNStack):
             before, after = (tokens.embeds.unsqueeze(1).expand(-1, candidates, -1, -1) for tokens in (prefix, output))
             hidden_states = self._drop(torch.cat([before, context.unsqueeze(2), after], 2).flatten(0, 1))
         else:
-            hidden_states = self.layers[0].merge(chunk.shared, context).flatten(0, 1)
+            hidden_states = self._first_layer.merge(chunk.shared, context).flatten(0, 1)
         first = 0 if chunk.shared is None else 1
         for index in range(first, len(self.layers)):
             segments = layout.whole if index + 1 < len(self.layers) else layout.read
@@ -683,7 +727,9 @@ class LPNDecoder(LPNStack):
         shapes = torch.stack([rows + 1, cols + 1], -1)
         return self._write_cells(hidden_states, shapes, mask, cache), shapes
 
-    def _step(self, embeds, positions, mask, cache: LPNCache) -> torch.Tensor:
+    def _step(
+        self, embeds: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None, cache: LPNCache
+    ) -> torch.Tensor:
         """One output token of each of the first sequences in the cache: embeds `(batch, 1, width)`."""
         batch, end = embeds.shape[0], cache.length + 1
         if mask is not None:
@@ -696,7 +742,9 @@ class LPNDecoder(LPNStack):
         cache.length = end
         return hidden_states
 
-    def _write_cells(self, hidden_states, shapes, mask, cache: LPNCache) -> torch.Tensor:
+    def _write_cells(
+        self, hidden_states: torch.Tensor, shapes: torch.Tensor, mask: torch.Tensor | None, cache: LPNCache
+    ) -> torch.Tensor:
         """Cell by cell; the largest grids come first, so that the unfinished ones are always a slice of the batch."""
         sizes, order = shapes.prod(-1).sort(descending=True, stable=True)
         hidden_states, num_cols = hidden_states[order], shapes[order, 1]
