@@ -46,10 +46,12 @@ from modeling_lpn.runs import (
 
 @dataclasses.dataclass
 class RunArguments:
-    train_files: list[str] = option([], "Sources, [NAME=]PLACE: Parquet files, folders of them, hub:ID.")
+    train_files: list[str] = option(
+        [], "Sources, [NAME=]PLACE: Parquet or JSON lines files, folders, hub:ID; see split_source."
+    )
     source_weights: list[float] | None = option(None, "Their shares of tokens; by default their sizes.")
     validation_files: list[str] = option([], "Held-out sources, for the evaluation.")
-    text_column: str = option("text", "Column of file contents.")
+    text_column: str | None = option(None, "Column of file contents; text, content or code if not given.")
     streaming: bool = option(False, "Read and tokenise the sources while training, in their order.")
     tokenizer_name_or_path: str | None = option(None, "Tokenizer, if it is not the model's.")
     model_name_or_path: str | None = option(None, "Model to start from; a new CodeGen2 if not given.")

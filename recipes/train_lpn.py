@@ -35,6 +35,7 @@ from modeling_lpn.tasks.arguments import (
     TaskArguments,
     TrainSearchArguments,
     make_task,
+    validation_settings,
 )
 from modeling_lpn.tasks.stream import tasks_from_stream
 from modeling_lpn.tasks.trainer import LPNTrainer
@@ -89,7 +90,7 @@ def build_eval_tasks(run, task_args, args, processor) -> list[dict] | None:
         )
     if run.eval_tasks is not None:
         return load_tasks(run.eval_tasks, processor=processor)[: run.num_eval_tasks]
-    held_out = {"split": "validation"} if given(task_args, "task_").get("held_out") else {}
+    held_out = validation_settings(run.task, task_args)
     stream = TaskStream(make_task(run.task, task_args, **held_out), run.num_eval_tasks, run.eval_seed)
     return tasks_from_stream(stream, run.num_eval_tasks)
 
@@ -110,7 +111,8 @@ def main():
     if run.compile_layers:
         model.compile_layers()
     config = model.config
-    processor = LPNProcessor(config.max_rows, config.max_cols, config.vocab_size)
+    processor = getattr(make_task(run.task, task_args), "processor", None)
+    processor = processor or LPNProcessor(config.max_rows, config.max_cols, config.vocab_size)
     train_search = given(train_search, "train_search_")
     trainer = LPNTrainer(
         model=model,

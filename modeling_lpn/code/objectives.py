@@ -288,7 +288,7 @@ class SpanCorruption(Objective):
 
     def plan(self, token_ids, room, rng, layout, opens_sequence=False) -> UnitPlan:
         _require_masks(layout, self.name)
-        fixed = 2 + self.final_end_of_text  # end of text, <sep>, final end of text
+        fixed = layout.overhead(0) + self.final_end_of_text
         taken = self._piece(token_ids, room - 3 - fixed, rng, opens_sequence)
         if taken < self.min_length:
             return CAUSAL.plan(token_ids, room, rng, layout)
@@ -313,10 +313,11 @@ class Infill(Objective):
     One hole between two uniform cut points (FIM): prefix, suffix, then the middle. Any of the three may be empty.
 
     With a [`MaskLayout`] this is CodeGen2's own infilling sequence with one mask; with a [`MiddleLayout`] the order is
-    prefix-suffix-middle (PSM) or, in a share of the units, suffix-prefix-middle (SPM, variant 2 of FIM, section 4.3).
+    prefix-suffix-middle (PSM) or, in a share of the units, suffix-prefix-middle (SPM, variant 2 of FIM, section 4.3);
+    families that know one order only (Seed-Coder, Codestral) have it in every unit.
 
     Args:
-        suffix_first_rate (`float`, *optional*): share of SPM units; 0.5 (FIM) where the layout has that order, else 0.
+        suffix_first_rate (`float`, *optional*): share of SPM units; 0.5 (FIM) where the layout knows both orders.
         splitter ([`TokenSplitter`], *optional*): draws the cut points uniformly over characters, as FIM does, and
             encodes what a cut leaves of a token anew. Without it the cuts lie between tokens.
         final_end_of_text (`bool`, defaults to `True`): whether the end of text follows `<eom>`.
@@ -347,7 +348,8 @@ class Infill(Objective):
                 f"`suffix_first_rate` is {rate}, but numbered masks have no suffix-first order; use a format with "
                 "fill-in-the-middle tokens, or leave it out."
             )
-        rate = 0.5 if rate is None and isinstance(layout, MiddleLayout) else rate
+        if isinstance(layout, MiddleLayout):
+            rate = self._suffix_first_rate(layout)
         ends = self.final_end_of_text
         overhead = layout.overhead(1) + (ends and isinstance(layout, MaskLayout))
         taken = self._piece(token_ids, room - overhead, rng, opens_sequence)
@@ -365,6 +367,17 @@ class Infill(Objective):
             length = len(source)
         size = length + overhead
         return UnitPlan(self.name, taken, size, [start], [end - start], ends, 0, suffix_first, source)
+
+    def _suffix_first_rate(self, layout: MiddleLayout) -> float:
+        rate, orders = self.suffix_first_rate, layout.orders
+        if len(orders) == 2:
+            return 0.5 if rate is None else rate
+        only = float(True in orders)
+        if rate not in (None, only):
+            raise ValueError(
+                f"`suffix_first_rate` is {rate}, but the family knows the order {layout.order!r} only; leave it out."
+            )
+        return only
 
 
 @dataclass(frozen=True)
@@ -525,21 +538,23 @@ def _rearranged(layout, source, starts, lengths, final_end_of_text: bool = True)
     """
     count, starts, lengths = len(starts), np.asarray(starts), np.asarray(lengths)
     layout.check_holes(count)
-    masked = int(lengths.sum())
-    visible = len(source) - masked + count  # tokens and masks before the end of text
-    sequence = np.empty(visible + 2 + masked + 2 * count + final_end_of_text, dtype=source.dtype)
+    masked, begin, between = int(lengths.sum()), len(layout.start), layout.between(count)
+    visible = begin + len(source) - masked + count  # tokens and masks before the ones that separate source and spans
+    spans = visible + len(between)
+    sequence = np.empty(spans + masked + 2 * count + final_end_of_text, dtype=source.dtype)
     runs = np.empty(2 * count + 1, dtype=np.int64)  # lengths of what is seen and what is masked, in turn
     runs[1::2] = lengths
     runs[0::2] = np.diff(starts, prepend=0, append=len(source)) - np.concatenate(([0], lengths))
     shifts = np.empty_like(runs)  # from a token's place in the source to its place in the sequence
     before = lengths.cumsum() - lengths  # masked tokens before each span
     numbers = np.arange(count)
-    shifts[0::2] = np.arange(count + 1) - np.concatenate((before, [masked]))
-    shifts[1::2] = visible + 2 + before + 2 * numbers + 1 - starts
+    shifts[0::2] = begin + np.arange(count + 1) - np.concatenate((before, [masked]))
+    shifts[1::2] = spans + before + 2 * numbers + 1 - starts
     sequence[np.arange(len(source)) + shifts.repeat(runs)] = source
-    masks, targets = np.array(layout.masks[:count]), visible + 2 + before + 2 * numbers
-    sequence[starts - before + numbers] = masks
-    sequence[visible : visible + 2] = (layout.end_of_text, layout.separator)
+    masks, targets = np.array(layout.masks[:count]), spans + before + 2 * numbers
+    sequence[:begin] = layout.start
+    sequence[begin + starts - before + numbers] = masks
+    sequence[visible:spans] = between
     sequence[targets] = masks
     sequence[targets + lengths + 1] = layout.end_of_span
     if final_end_of_text:
@@ -616,7 +631,7 @@ def hidden_length(plan: UnitPlan, layout, policy: str) -> int:
 
 def unlearned_ids(layout) -> list[int]:
     """Sentinels that carry no label under `"no_sentinels"`: all but the ones that end something."""
-    return sorted(set(layout.control_ids) - set(layout.stops) | set(getattr(layout, "start", ())))
+    return sorted(layout.control_ids - set(layout.stops))
 
 
 def check_source(token_ids, layout, name: str = "The file") -> None:

@@ -81,6 +81,9 @@ class LPNConfig(PreTrainedConfig):
         separate_input_position_embeddings (`bool`, defaults to `False`):
             Whether the decoder has own position embeddings for the input grid
             (`next_position_embeddings_new_input_embeds` of the published code).
+        copy_inputs (`bool`, defaults to `False`):
+            Whether the decoder has one more attention head over the input cells whose values are their colours, for tasks
+            that copy, such as those on strings.
         rope_max_frequency (`float`, defaults to 10.0): Largest frequency of the rotary embedding (Table 16).
         layer_norm_eps (`float`, defaults to 1e-6): Epsilon of the layer norms.
         prior_kl_weight (`float`, defaults to 1e-4):
@@ -133,6 +136,7 @@ class LPNConfig(PreTrainedConfig):
     logits_projection_bias: bool = False
     next_position_embeddings: bool = True
     separate_input_position_embeddings: bool = False
+    copy_inputs: bool = False
     rope_max_frequency: float = 10.0
     layer_norm_eps: float = 1e-6
     prior_kl_weight: float = 1e-4

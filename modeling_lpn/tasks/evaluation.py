@@ -307,7 +307,7 @@ def _summarise(tasks, records, budgets, search) -> EvaluationOutput:
         for task in tasks
         if isinstance(task.get("test"), list)
         and task["test"]
-        and all(isinstance(pair, dict) and pair.get("output") for pair in task["test"])
+        and all(isinstance(pair, dict) and pair.get("output") is not None for pair in task["test"])
     }
     results = []
     for index, budget in enumerate(budgets):

@@ -201,7 +201,7 @@ def test_mistakes_are_named(data, tmp_path, monkeypatch):
         call(monkeypatch, *arguments[:place], *arguments[place + 2 :])
     with pytest.raises(ValueError, match="Unknown preset 'codegen'"):
         call(monkeypatch, *settings_of(data, tmp_path, preset="codegen"))
-    with pytest.raises(FileNotFoundError, match="nowhere.parquet' is no Parquet file"):
+    with pytest.raises(FileNotFoundError, match="nowhere.parquet' is no Parquet, JSON or JSON lines file"):
         call(monkeypatch, *settings_of(data, tmp_path, train_files="nowhere.parquet", source_weights=1))
     with pytest.raises(ValueError, match="has no column 'content'; name the one of file contents: text, path"):
         call(monkeypatch, *settings_of(data, tmp_path, text_column="content"))
