@@ -392,6 +392,7 @@ class LPNModel(LPNPreTrainedModel):
             pairs = pairs.take(to_device(plan.pair_mask.reshape(-1).nonzero()[0], input_grids.device))
         for side, sizes, grids in (("input", 0, pairs.input_grids), ("output", 1, pairs.output_grids)):
             self._check_sizes(side, grids, plan.sizes[:, sizes])
+            # CODEPATH: every checkpoint takes both; the colours of the batch decide.
             if plan.num_colors is None or plan.num_colors > self.config.vocab_size:
                 self._check_colors(side, grids)
         return Demonstrations(pairs, pair_mask, plan)
