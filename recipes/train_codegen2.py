@@ -10,6 +10,7 @@ folder's `trainer_state.json` has every logged number; `run.json` says how the m
 import dataclasses
 import logging
 import sys
+from collections import Counter
 from pathlib import Path
 
 from transformers import set_seed
@@ -28,6 +29,7 @@ from modeling_lpn.code.collator import explain
 from modeling_lpn.code.corpora import read_rows
 from modeling_lpn.code.evaluation import make_infill_cases
 from modeling_lpn.code.packing import StreamedSequences
+from modeling_lpn.code.spans import SyntaxSplitter
 from modeling_lpn.code.token_splitter import TokenSplitter
 from modeling_lpn.code.trainer import CodeTrainer, add_lora, load_code_model, load_code_tokenizer
 from modeling_lpn.cpu import speed_up_on_cpu
@@ -58,6 +60,12 @@ class RunArguments:
     preset: str = option("codegen2", "Mixture of objectives, a key of PRESETS.")
     objective_per: str = option("sequence", "Draw the objective for each sequence or each document.")
     cut_within_tokens: bool = option(False, "Infilling: cut at characters instead of tokens.")
+    syntax_rate: float | None = option(
+        None, "Infilling: share of spans that are parts of the syntax, cut at characters."
+    )
+    syntax_language: str = option("python", "What the files are written in, for `syntax_rate`.")
+    fim_rate: float | None = option(None, "Share of infilling in the preset fim, 0.5 if not given.")
+    fim_spm_rate: float | None = option(None, "Share of suffix-first units in it; infill_suffix_first_rate.")
     labels: str = option("no_sentinels", "What carries loss: no_sentinels, all or targets_only.")
     span_weight: float = option(1.0, "How often a token of a masked span, and its <eom>, counts in the loss.")
     attention: str = option("isolated", "Files of a sequence: isolated, isolated_4d or joint.")
@@ -81,8 +89,13 @@ def build_model(run, model_args, tokenizer, on_cpu: bool):
 
 
 def build_train_data(run, objective_args, args, tokenizer, layout):
-    settings = {"infill_splitter": TokenSplitter(tokenizer)} if run.cut_within_tokens else {}
-    mixture = ObjectiveMixture.from_preset(run.preset, run.objective_per, **given(objective_args), **settings)
+    rates = {name: rate for name in ("fim_rate", "fim_spm_rate") if (rate := getattr(run, name)) is not None}
+    settings = {**given(objective_args), **rates}
+    if run.syntax_rate is not None:
+        settings["infill_splitter"] = SyntaxSplitter(tokenizer, run.syntax_rate, run.syntax_language)
+    elif run.cut_within_tokens:
+        settings["infill_splitter"] = TokenSplitter(tokenizer)
+    mixture = ObjectiveMixture.from_preset(run.preset, run.objective_per, **settings)
     sources = open_sources(run.train_files, tokenizer, run.text_column, run.infill_format, run.streaming)
     options = {"max_length": run.max_length, "seed": args.seed if args.data_seed is None else args.data_seed}
     window = 1_000 if run.streaming else 100_000
@@ -106,6 +119,12 @@ def build_eval_data(run, tokenizer, layout):
         return sequences, None
     rows, options = read_rows(run.validation_files, run.text_column), {"max_span_tokens": run.infill_span_tokens}
     return sequences, make_infill_cases(rows, run.num_infill_cases, tokenizer=tokenizer, **options)
+
+
+def span_counts(mixture) -> dict[str, int]:
+    """What the spans of infilling were, as far as this process has drawn them; none where they are not by syntax."""
+    splitters = (getattr(objective, "splitter", None) for objective in mixture.objectives)
+    return dict(sum((getattr(splitter, "counts", Counter()) for splitter in splitters), Counter()))
 
 
 def main():
@@ -149,6 +168,7 @@ def main():
     trainer.save_state()
     if args.should_save:
         record = {"num_parameters": model.num_parameters(), "metrics": result.metrics, "evaluation": evaluation}
+        record["spans"] = span_counts(train_data.mixture)
         record |= {"steps": trainer.state.global_step, "ended_by_time_budget": budget.ended}
         record["arguments"] = {**vars(run), **given(objective_args), **given(model_args), **args.to_sanitized_dict()}
         write_results(Path(args.output_dir, "run.json"), args.seed, **record)

@@ -172,6 +172,13 @@ def test_other_objectives_train(preset, data, tmp_path, monkeypatch):
     assert all(math.isfinite(entry["loss"]) for entry in history(tmp_path) if "loss" in entry)
 
 
+def test_spans_by_syntax_are_counted(data, tmp_path, monkeypatch):
+    settings = {"preset": "fim", "fim_rate": 0.8, "syntax_rate": 0.9, "max_steps": 2, "eval_strategy": "no"}
+    call(monkeypatch, *settings_of(data, tmp_path, save_strategy="no", **settings))
+    spans = json.loads((tmp_path / "run.json").read_text())["spans"]
+    assert spans["node"] and spans["run"] and set(spans) <= {"node", "run", "random", "unparsable"}
+
+
 def test_examples_are_shown_and_nothing_is_trained(data, tmp_path, monkeypatch, capsys):
     call(monkeypatch, *settings_of(data, tmp_path / "none", preset="fim", explain=4, cut_within_tokens="true"))
     printed = capsys.readouterr().out
