@@ -390,7 +390,11 @@ def allowed_licences(names: list[str]) -> list[str]:
 
 def held_out_labels(sources: list[Source], arguments: argparse.Namespace) -> set[str]:
     """The labels of `--validation_sources`, which are written as in `--sources` or as in the card."""
-    names = {name: source.label for spec, source in zip(arguments.sources, sources) for name in (spec, source.label)}
+    names = {
+        name: source.label
+        for spec, source in zip(arguments.sources, sources, strict=True)
+        for name in (spec, source.label)
+    }
     for name in arguments.validation_sources:
         if name not in names:
             near = difflib.get_close_matches(name, names, 1)

@@ -16,7 +16,8 @@ from .codegen2.modeling_codegen2 import CodeGen2ForCausalLM, CodeGen2ForSequence
 from .codegen2.pipeline_codegen2 import CodeInfillingPipeline
 from .lpn.configuration_lpn import LPNConfig
 from .lpn.modeling_lpn import LPNModel
-from .lpn.processing_lpn import LPNProcessor
+from .lpn.pipeline_lpn import ProgramInductionPipeline
+from .lpn.processing_lpn import LPNProcessor, StringProcessor
 from .lpn.search_lpn import SearchConfig
 from .tasks.arc import load_tasks, save_tasks
 from .tasks.collator import DataCollatorForGridTasks
@@ -30,9 +31,12 @@ from .tasks.stream import TaskStream
 AutoConfig.register("lpn", LPNConfig, exist_ok=True)
 AutoModel.register(LPNConfig, LPNModel, exist_ok=True)
 AutoProcessor.register(LPNConfig, LPNProcessor, exist_ok=True)
+# Not the processor of a configuration: this makes saved ones known by the name of their class.
+AutoProcessor.register(StringProcessor, StringProcessor, exist_ok=True)
 LPNConfig.register_for_auto_class()
 LPNModel.register_for_auto_class("AutoModel")
 LPNProcessor.register_for_auto_class("AutoProcessor")
+StringProcessor.register_for_auto_class("AutoProcessor")
 
 AutoConfig.register("codegen2", CodeGen2Config, exist_ok=True)
 AutoModel.register(CodeGen2Config, CodeGen2Model, exist_ok=True)
@@ -68,7 +72,9 @@ __all__ = [
     "PackedSequences",
     "PairTask",
     "PatternTask",
+    "ProgramInductionPipeline",
     "SearchConfig",
+    "StringProcessor",
     "TaskStream",
     "evaluate_tasks",
     "infill",

@@ -224,7 +224,9 @@ def _human_eval(rows) -> list[CodeTask]:
 
 
 def _human_eval_infill(rows) -> list[CodeTask]:
-    return [CodeTask(**{**vars(task), "suffix": row["suffix"]}) for task, row in zip(_human_eval(rows), rows)]
+    return [
+        CodeTask(**{**vars(task), "suffix": row["suffix"]}) for task, row in zip(_human_eval(rows), rows, strict=True)
+    ]
 
 
 # Task ids of the benchmark's splits (arXiv 2108.07732, section 2.1).
@@ -268,7 +270,8 @@ def _mbpp_few_shot(rows) -> list[CodeTask]:
     examples = "".join(f"{ask(by_id[number])}{by_id[number]['code']}\n[DONE]\n\n" for number in _MBPP_EXAMPLES)
     contexts = [examples + ask(row) for row in rows if row["task_id"] in _MBPP_TEST]
     return [
-        CodeTask(**{**vars(task), "prompt": "", "context": context}) for task, context in zip(_mbpp(rows), contexts)
+        CodeTask(**{**vars(task), "prompt": "", "context": context})
+        for task, context in zip(_mbpp(rows), contexts, strict=True)
     ]
 
 

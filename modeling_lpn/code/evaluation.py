@@ -298,7 +298,7 @@ def _summed_losses(model, windows) -> list[float]:
     logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
     sums = []
     for row, window in enumerate(windows):
-        parts = zip(logits[row, : len(window) - 1].split(256), ids[row, 1 : len(window)].split(256))
+        parts = zip(logits[row, : len(window) - 1].split(256), ids[row, 1 : len(window)].split(256), strict=True)
         losses = [torch.nn.functional.cross_entropy(part.float(), targets, reduction="sum") for part, targets in parts]
         sums.append(float(sum(losses)))
     return sums

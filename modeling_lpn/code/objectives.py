@@ -8,7 +8,7 @@ masked), then [`unit_parts`] builds its token ids; both are pure functions of th
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import numpy as np
 
@@ -146,8 +146,8 @@ class SpanLaw:
     def place(self, lengths, masked: int, num_tokens: int, rng):
         # Distinct gaps between the visible tokens, the two ends included: at least one of them between two spans.
         slots = _choose(num_tokens - masked + 1, len(lengths), rng)
-        before = accumulate(lengths, initial=0)
-        return [slot + masked_before for slot, masked_before in zip(slots, before)], lengths
+        before = accumulate(lengths[:-1], initial=0)
+        return [slot + masked_before for slot, masked_before in zip(slots, before, strict=True)], lengths
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,7 @@ class PoissonSpans(SpanLaw):
         borders = _choose(num_tokens + 1, 2 * len(lengths), rng)
         if borders == [0, num_tokens]:
             borders[1] -= 1  # something has to be visible
-        return borders[0::2], [end - start for start, end in zip(borders[0::2], borders[1::2])]
+        return borders[0::2], [end - start for start, end in zip(borders[0::2], borders[1::2], strict=True)]
 
 
 @dataclass(frozen=True)
@@ -472,7 +472,7 @@ class ObjectiveMixture:
                 and StarCoder: `fim_rate`, the share of infilling, and `fim_spm_rate`, which is `infill_suffix_first_rate`.
 
         Raises:
-            ValueError: for an unknown name, or a setting that none of its objectives has.
+            ValueError: for an unknown name, or a setting that none of its objectives has; the nearest is named.
 
         Example:
 
@@ -490,15 +490,17 @@ class ObjectiveMixture:
         weights, objectives = zip(*PRESETS[name], strict=True)
         if name == "fim":
             weights, settings = _with_fim_names(weights, settings)
-        changed, unused = [], set(settings)
+        changed, known = [], set()
         for objective in objectives:
-            own = {field.name: f"{objective.name}_{field.name}" for field in fields(objective)}
-            own = {field: settings[key] for field, key in own.items() if key in settings}
+            keys = {field.name: f"{objective.name}_{field.name}" for field in fields(objective)}
+            own = {field: settings[key] for field, key in keys.items() if key in settings}
             changed.append(replace(objective, **own) if own else objective)
-            unused -= {f"{objective.name}_{field}" for field in own}
-        if unused:
+            known |= set(keys.values())
+        if unused := sorted(set(settings) - known):
             kinds = ", ".join(sorted({objective.name for objective in objectives}))
-            raise ValueError(f"No objective of the preset {name!r} ({kinds}) has the setting {sorted(unused)[0]!r}.")
+            near = difflib.get_close_matches(unused[0], known, n=1, cutoff=0.0)
+            cure = f"; the nearest known one is {near[0]!r}" if near else ""
+            raise ValueError(f"No objective of the preset {name!r} ({kinds}) has the setting {unused[0]!r}{cure}.")
         return cls(tuple(changed), weights, per)
 
     def draw(self, rng) -> Objective:
@@ -595,7 +597,7 @@ def unit_parts(token_ids, plan: UnitPlan, layout) -> list:
     if len(plan.starts) > MANY_SPANS:
         return [_rearranged(layout, source, plan.starts, plan.lengths, plan.ends)]
     pieces, spans, at = [], [], 0
-    for start, length in zip(plan.starts, plan.lengths):
+    for start, length in zip(plan.starts, plan.lengths, strict=True):
         pieces.append(source[at:start])
         at = start + length
         spans.append(source[start:at])
@@ -691,4 +693,4 @@ def _choose(total, count, rng):
 def _composition(total, parts, rng):
     """`parts` positive numbers that sum to `total`, every such sequence equally likely."""
     borders = [0, *(border + 1 for border in _choose(total - 1, parts - 1, rng)), total]
-    return [end - start for start, end in zip(borders, borders[1:])]
+    return [end - start for start, end in pairwise(borders)]

@@ -353,7 +353,7 @@ def run_completions(
         programs_run = run_programs(
             [unique[index] for index in mine], num_workers, on_result=lambda *_: bar.update(), **options
         )
-    results = dict(gather_object(list(zip(mine, programs_run))))
+    results = dict(gather_object(list(zip(mine, programs_run, strict=True))))
     by_program = {program: results[index] for index, program in enumerate(unique)}
     return [[by_program[program] for program in some] for some in programs]
 

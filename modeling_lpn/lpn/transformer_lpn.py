@@ -1,3 +1,16 @@
+# Copyright 2026 The modeling_lpn authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """Encoder and decoder of the Latent Program Network (arXiv 2411.08706): tokens, layers, cached decoding."""
 
 from typing import NamedTuple
@@ -29,12 +42,14 @@ class AttentionSegment(NamedTuple):
 class GridTokens(NamedTuple):
     """
     Packed tokens of a few sequences without those that depend on a latent. `mask` `(batch, length)` is `None` where
-    nothing is padding; `positions` `(batch, length, 2)` holds row and column of a cell and -1 for other tokens.
+    nothing is padding; `positions` `(batch, length, 2)` holds row and column of a cell and -1 for other tokens; `colors`
+    `(batch, cells)` those of the input cells, for [`LPNCopyHead`].
     """
 
     embeds: torch.Tensor
     mask: torch.Tensor | None
     positions: torch.Tensor
+    colors: torch.Tensor | None = None
 
 
 class GridPairs(NamedTuple):
@@ -232,6 +247,43 @@ class LPNPositionEmbedding(nn.Module):
         return 0.0
 
 
+class LPNCopyHead(nn.Module):
+    """
+    Adds to the logits of an output cell the colours of input cells: one more attention head, whose values are the colours
+    themselves (a pointer, as in Vinyals et al., 2015, that adds to logits instead of mixing probabilities).
+    """
+
+    MAX_SCALE = 16.0  # nats that a cell which gets all the attention adds to its colour, at most
+
+    def __init__(self, config: LPNConfig, stack: LPNStackConfig):
+        super().__init__()
+        self.vocab_size, self.scaling = config.vocab_size, stack.head_dim**-0.5
+        self.norm = LPNLayerNorm(stack.hidden_size, config.layer_norm_eps, stack.use_bias)
+        self.q_proj = nn.Linear(stack.hidden_size, stack.head_dim, bias=stack.use_bias)
+        self.k_proj = nn.Linear(stack.hidden_size, stack.head_dim, bias=stack.use_bias)
+        self.scale_proj = nn.Linear(stack.hidden_size, 1, bias=stack.use_bias)
+
+    def keys(self, hidden_states: torch.Tensor, rotary) -> torch.Tensor:
+        """Input cells before the last layer `(batch, cells, width)` -> keys `(batch, cells, head_dim)`."""
+        return self._turn(self.k_proj(self.norm(hidden_states)), rotary)
+
+    def forward(self, hidden_states, rotary, keys, colors, mask) -> torch.Tensor:
+        """
+        Output tokens `(batch, length, width)`, keys and colours of the input cells, and which of them are real `(batch,
+        cells)` (`None`: all) -> logits to add `(batch, length, vocab_size)`.
+        """
+        normed = self.norm(hidden_states)
+        scores = torch.matmul(self._turn(self.q_proj(normed), rotary), keys.transpose(1, 2)).float() * self.scaling
+        if mask is not None:
+            scores = scores.masked_fill(~mask.unsqueeze(1), torch.finfo(scores.dtype).min)
+        weights = scores.softmax(-1) * (self.MAX_SCALE * self.scale_proj(normed).float().sigmoid())
+        return torch.matmul(weights, F.one_hot(colors, self.vocab_size).to(weights.dtype))
+
+    @staticmethod
+    def _turn(states: torch.Tensor, rotary) -> torch.Tensor:
+        return states if rotary is None else rotate(states.unsqueeze(1), *rotary)[:, 0]
+
+
 class LPNStack(nn.Module):
     """What encoder and decoder share: tables of colours, shapes and positions, layers, rotary embedding and masks."""
 
@@ -320,6 +372,11 @@ def pack_cells(grids: torch.Tensor, shapes: torch.Tensor, length: int):
     return colors, torch.stack([rows, cols], -1), real
 
 
+def _part(rotary, start: int, end: int):
+    """Tokens `start..end` of what [`LPNStack.rotary`] gives."""
+    return None if rotary is None else tuple(part[:, start:end] for part in rotary)
+
+
 def _or_none(mask: torch.Tensor) -> torch.Tensor | None:
     return None if mask.all() else mask
 
@@ -388,6 +445,7 @@ class LPNDecoder(LPNStack):
         self.row_head = nn.Linear(width, config.max_rows, bias=config.logits_projection_bias)
         self.col_head = nn.Linear(width, config.max_cols, bias=config.logits_projection_bias)
         self.grid_head = nn.Linear(width, config.vocab_size, bias=config.logits_projection_bias)
+        self.copy_head = LPNCopyHead(config, stack) if config.copy_inputs else None
 
     def embed_prefix(self, input_grids: torch.Tensor, input_shapes: torch.Tensor) -> GridTokens:
         """Prefix without the latent: grids `(batch, rows, cols)`, shapes `(batch, 2)` -> tokens."""
@@ -398,6 +456,7 @@ class LPNDecoder(LPNStack):
             torch.cat([self.embed_cells(colors, positions, 0, table), shape_tokens], 1),
             _or_none(torch.cat([real, real.new_ones(real.shape[0], 2)], 1)),
             torch.cat([positions, positions.new_full((positions.shape[0], 2, 2), -1)], 1),
+            colors if self.config.copy_inputs else None,
         )
 
     def embed_output(self, output_grids: torch.Tensor, output_shapes: torch.Tensor) -> GridTokens:
@@ -422,7 +481,8 @@ class LPNDecoder(LPNStack):
     def forward(self, latents: torch.Tensor, prefix: GridTokens, output: GridTokens) -> torch.Tensor:
         """
         Latents `(batch, latent_dim)` and tokens -> hidden states `(batch, 1 + output length, width)` of the latent token
-        and the output tokens. The last layer leaves out the rest.
+        and the output tokens. The last layer leaves out the rest. The logits of [`LPNCopyHead`], if there is one, follow
+        as further channels.
         """
         context = self.latent_proj(latents.to(self.latent_proj.weight.dtype)).unsqueeze(1)
         hidden_states = self._drop(torch.cat([prefix.embeds, context.to(prefix.embeds.dtype), output.embeds], 1))
@@ -446,16 +506,33 @@ class LPNDecoder(LPNStack):
             self.segment(hidden_states, prefix_mask, 0, split, split),
             self.segment(hidden_states, mask, split, length, length, causal=True),
         ]
-        for index, layer in enumerate(self.layers):
-            hidden_states = layer(hidden_states, whole if index + 1 < len(self.layers) else [read], rotary)
-        return hidden_states
+        for layer in self.layers[:-1]:
+            hidden_states = layer(hidden_states, whole, rotary)
+        outputs = self.layers[-1](hidden_states, [read], rotary)
+        if self.copy_head is None:
+            return outputs
+        copied = self.copied_logits(outputs, split - 1, rotary, self.copy_keys(hidden_states, prefix, rotary), prefix)
+        return torch.cat([outputs, copied.to(outputs.dtype)], -1)
+
+    def copy_keys(self, hidden_states: torch.Tensor, prefix: GridTokens, rotary) -> torch.Tensor:
+        cells = prefix.colors.shape[1]
+        return self.copy_head.keys(hidden_states[:, :cells], _part(rotary, 0, cells))
+
+    def copied_logits(self, outputs: torch.Tensor, start: int, rotary, keys, prefix: GridTokens) -> torch.Tensor:
+        """Logits to add for output tokens, the first of which has place `start` in `rotary`."""
+        mask = None if prefix.mask is None else prefix.mask[:, : prefix.colors.shape[1]]
+        rotary = _part(rotary, start, start + outputs.shape[1])
+        return self.copy_head(outputs, rotary, keys, prefix.colors, mask)
 
     def logits(self, hidden_states: torch.Tensor):
         """Hidden states of [latent, rows, columns, cells] -> float32 logits of rows, columns and cells."""
+        width = self.stack.hidden_size
+        hidden_states, copied = hidden_states[..., :width], hidden_states[:, 2:, width:]
+        cells = self.grid_head(self.grid_norm(hidden_states[:, 2:])).float()
         return (
             self.row_head(self.row_norm(hidden_states[:, 0])).float(),
             self.col_head(self.col_norm(hidden_states[:, 1])).float(),
-            self.grid_head(self.grid_norm(hidden_states[:, 2:])).float(),
+            cells if self.copy_head is None else cells + copied.float(),
         )
 
     @torch.no_grad()
@@ -473,8 +550,10 @@ class LPNDecoder(LPNStack):
         rotary = self.rotary(F.pad(prefix.positions, (0, 0, 0, 1), value=-1))
         whole = self.segment(hidden_states, mask, 0, length, length, cached=True)
         last = self.segment(hidden_states, mask, length - 1, length, length, causal=True, cached=True)
-        for index, layer in enumerate(self.layers):
-            hidden_states = layer(hidden_states, [whole if index + 1 < len(self.layers) else last], rotary, cache)
+        for layer in self.layers[:-1]:
+            hidden_states = layer(hidden_states, [whole], rotary, cache)
+        keys = None if self.copy_head is None else self.copy_keys(hidden_states, prefix, rotary)
+        hidden_states = self.layers[-1](hidden_states, [last], rotary, cache)
         cache.length = length
 
         no_cell = prefix.positions.new_full((batch, 1, 2), -1)
@@ -485,7 +564,7 @@ class LPNDecoder(LPNStack):
         cols = self.col_head(self.col_norm(hidden_states[:, -1])).argmax(-1)
         hidden_states = self._step((self.col_count_embedding(cols) + side).unsqueeze(1), no_cell, mask, cache)
         shapes = torch.stack([rows + 1, cols + 1], -1)
-        return self._write_cells(hidden_states, shapes, mask, cache), shapes
+        return self._write_cells(hidden_states, shapes, mask, cache, prefix, keys), shapes
 
     def _step(self, embeds, positions, mask, cache: LPNCache) -> torch.Tensor:
         """One output token of each of the first sequences in the cache: embeds `(batch, 1, width)`."""
@@ -500,16 +579,24 @@ class LPNDecoder(LPNStack):
         cache.length = end
         return hidden_states
 
-    def _write_cells(self, hidden_states, shapes, mask, cache: LPNCache) -> torch.Tensor:
+    def _write_cells(self, hidden_states, shapes, mask, cache: LPNCache, prefix: GridTokens, keys) -> torch.Tensor:
         """Cell by cell; the largest grids come first, so that the unfinished ones are always a slice of the batch."""
         sizes, order = shapes.prod(-1).sort(descending=True, stable=True)
         hidden_states, num_cols = hidden_states[order], shapes[order, 1]
         mask = None if mask is None else mask[order]
+        if keys is not None:
+            prefix, keys = GridTokens(*(None if t is None else t[order] for t in prefix)), keys[order]
+        position = prefix.positions.new_full((len(order), 1, 2), -1)
         cells = torch.zeros(len(order), int(sizes[0]), dtype=torch.long, device=shapes.device)
         cache.grow(order, int(sizes[0]))
         unfinished = (sizes.unsqueeze(1) > torch.arange(int(sizes[0]), device=sizes.device)).sum(0).tolist()
         for step, active in enumerate(unfinished):
-            colors = self.grid_head(self.grid_norm(hidden_states[:active, -1])).argmax(-1)
+            logits = self.grid_head(self.grid_norm(hidden_states[:active, -1])).float()
+            if keys is not None:
+                given = GridTokens(*(None if t is None else t[:active] for t in prefix))
+                rotary = self.rotary(position[:active])
+                logits = logits + self.copied_logits(hidden_states[:active], 0, rotary, keys[:active], given)[:, -1]
+            colors = logits.argmax(-1)
             cells[:active, step] = colors
             active = unfinished[step + 1] if step + 1 < len(unfinished) else 0
             if active:

@@ -1,11 +1,9 @@
 """Infilling: the sentinel layout, source text as data, the stop rule, the pipelines, the tokenizers."""
 
 import os
-from types import SimpleNamespace
 
 import pytest
-import torch
-from cases_codegen2 import tiny_tokenizer
+from cases_codegen2 import Scripted, tiny_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
@@ -22,28 +20,6 @@ from modeling_lpn.codegen2.infilling_codegen2 import (
 )
 
 
-class Scripted(torch.nn.Module):
-    """A model that answers each prompt with the next of some token lists, and remembers the prompts."""
-
-    def __init__(self, answers, vocab_size=400, context=64):
-        super().__init__()
-        self.embedding = torch.nn.Embedding(vocab_size, 1)
-        self.answers, self.prompts, self.arguments = answers, [], None
-        self.config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(max_position_embeddings=context))
-        self.device = torch.device("cpu")
-
-    def get_input_embeddings(self):
-        return self.embedding
-
-    def generate(self, input_ids, attention_mask, **kwargs):
-        self.arguments = kwargs
-        self.prompts += [row[mask == 1].tolist() for row, mask in zip(input_ids, attention_mask)]
-        answers = [self.answers.pop(0) for _ in input_ids]
-        longest = max(map(len, answers))
-        padded = [answer + [kwargs["pad_token_id"]] * (longest - len(answer)) for answer in answers]
-        return torch.cat([input_ids, torch.tensor(padded)], 1)
-
-
 # Layouts
 
 
@@ -54,7 +30,7 @@ LAYOUT = MaskLayout(masks=tuple(range(999, 900, -1)), separator=802, end_of_span
 @given(st.lists(st.lists(st.integers(0, 700), max_size=5), min_size=2, max_size=6), st.data())
 def test_a_sequence_is_undone_exactly(pieces, data):
     spans = [data.draw(st.lists(st.integers(0, 700), max_size=5)) for _ in pieces[1:]]
-    source = pieces[0] + [token for span, piece in zip(spans, pieces[1:]) for token in span + piece]
+    source = pieces[0] + [token for span, piece in zip(spans, pieces[1:], strict=True) for token in span + piece]
     ids = LAYOUT.sequence(pieces, spans)
     assert LAYOUT.restore(ids) == source
     assert len(ids) == len(source) + LAYOUT.overhead(len(spans)) + 1
@@ -198,8 +174,8 @@ def test_a_reserved_token_ends_a_span_unfinished(tokenizer):
 
 def test_rows_of_a_batch_are_filled_as_alone(model, tokenizer):
     pairs = [("def add(a,", "return b"), ("a", "b + a + b + a"), ("    return", "")]
-    batch = model.infill(tokenizer, *map(list, zip(*pairs)), max_new_tokens=6)
-    for pair, result in zip(pairs, batch):
+    batch = model.infill(tokenizer, *map(list, zip(*pairs, strict=True)), max_new_tokens=6)
+    for pair, result in zip(pairs, batch, strict=True):
         assert model.infill(tokenizer, *pair, max_new_tokens=6) == result
         assert result.text == pair[0] + result.spans[0] + pair[1]
     assert model.infill(tokenizer, [], []) == model.infill(tokenizer, pieces=[]) == []

@@ -242,7 +242,7 @@ def test_near_duplicates_agree_with_the_similarity_of_the_sets(script):
             outcomes[edits] = (round(true, 2), drop.reason)
         else:
             outcomes[edits] = (round(true, 2), "kept")
-    similarities, results = zip(*outcomes.values())
+    similarities, results = zip(*outcomes.values(), strict=True)
     assert results == ("near duplicate",) * 3 + ("kept",) * 2
     assert min(similarities[:3]) > 0.9 and max(similarities[3:]) < 0.75
     for threshold in (0.01, 0.5, 0.85, 0.99):
