@@ -3,6 +3,9 @@
     accelerate launch recipes/train_codegen2.py recipes/codegen2/quickstart.yaml --output_dir outputs/mixture --seed 1
     python recipes/train_codegen2.py recipes/codegen2/quickstart.yaml --explain 2  # shows examples, trains nothing
 
+`--model_name_or_path` is any causal language model; one that cannot infill gets tokens by `--add_infill_tokens starcoder` (or
+`codegen2`), and its tokenizer remembers them for `--infill_format auto`.
+
 Flags win over the YAML file. A stopped run goes on with `--resume_from_checkpoint auto` to the same weights. The output
 folder's `trainer_state.json` has every logged number; `run.json` says how the model was made and what it reached.
 """
@@ -21,12 +24,13 @@ from modeling_lpn import (
     DocumentStream,
     ObjectiveMixture,
     PackedSequences,
+    add_infill_tokens,
     infill_layout,
     open_sources,
 )
 from modeling_lpn.arguments import given, option, parse_recipe
 from modeling_lpn.code.arguments import CodeGen2Arguments, CodeTrainingArguments, objective_arguments
-from modeling_lpn.code.collator import explain
+from modeling_lpn.code.collator import check_attention, explain
 from modeling_lpn.code.corpora import read_rows
 from modeling_lpn.code.evaluation import make_infill_cases
 from modeling_lpn.code.packing import StreamedSequences
@@ -57,7 +61,7 @@ class RunArguments:
     streaming: bool = option(False, "Read and tokenise the sources while training, in their order.")
     tokenizer_name_or_path: str | None = option(None, "Tokenizer, if it is not the model's.")
     model_name_or_path: str | None = option(None, "Model to start from; a new CodeGen2 if not given.")
-    attn_implementation: str = option("sdpa", "eager, sdpa or flex_attention.")
+    attn_implementation: str | None = option(None, "eager, sdpa or flex_attention; sdpa where the model has it.")
     preset: str = option("codegen2", "Mixture of objectives, a key of PRESETS.")
     objective_per: str = option("sequence", "Draw the objective for each sequence or each document.")
     cut_within_tokens: bool = option(False, "Infilling: cut at characters instead of tokens.")
@@ -70,7 +74,8 @@ class RunArguments:
     labels: str = option("no_sentinels", "What carries loss: no_sentinels, all or targets_only.")
     span_weight: float = option(1.0, "How often a token of a masked span, and its <eom>, counts in the loss.")
     attention: str = option("isolated", "Files of a sequence: isolated, isolated_4d or joint.")
-    infill_format: str = option("codegen2", "Sentinels of the tokenizer, a key of INFILL_FORMATS.")
+    infill_format: str = option("codegen2", "Sentinels of the tokenizer, a key of INFILL_FORMATS, or auto.")
+    add_infill_tokens: str | None = option(None, "Format whose tokens a model that cannot infill is given first.")
     max_length: int = option(2048, "Tokens of a sequence.")
     shuffle_window: int | None = option(None, "Sequences to shuffle at a time; if not given 100,000, streaming 1,000.")
     num_infill_cases: int = option(200, "Holes in held-out files to fill in every evaluation; 0 for none.")
@@ -81,10 +86,37 @@ class RunArguments:
     num_threads: int | None = option(None, "CPU threads of a process; all cores if not given.")
 
 
+def load_tokenizer(run):
+    return load_code_tokenizer(run.tokenizer_name_or_path or run.model_name_or_path)
+
+
+def prepare_tokenizer(run):
+    """The tokenizer, with tokens for infilling where they are asked for; it then knows their format."""
+    tokenizer = load_tokenizer(run)
+    if run.add_infill_tokens:
+        if run.model_name_or_path is None or run.lora_r:
+            fault = (
+                "`lora_r` would leave them untrained"
+                if run.lora_r
+                else "there is no `model_name_or_path` to give them to"
+            )
+            raise ValueError(
+                f"`add_infill_tokens` is {run.add_infill_tokens!r}, but {fault}; leave one of the two out."
+            )
+        add_infill_tokens(tokenizer, infill_format=run.add_infill_tokens)
+        run.infill_format = "auto"
+    return tokenizer
+
+
 def build_model(run, model_args, tokenizer, on_cpu: bool):
     settings = {"n_positions": run.max_length} if run.model_name_or_path is None else {}
     settings |= {"attn_implementation": run.attn_implementation, **given(model_args)}
-    model = load_code_model(run.model_name_or_path, tokenizer, **settings)
+    if run.add_infill_tokens:
+        plain = load_tokenizer(run)
+        model = load_code_model(run.model_name_or_path, plain, **settings)
+        add_infill_tokens(plain, model, run.add_infill_tokens)
+    else:
+        model = load_code_model(run.model_name_or_path, tokenizer, **settings)
     model = speed_up_on_cpu(model) if on_cpu else model
     return add_lora(model, run.lora_r, run.lora_alpha) if run.lora_r else model
 
@@ -140,7 +172,7 @@ def main():
             " `eval_strategy` to no"
         )
     checkpoint = find_checkpoint(args, args.overwrite)
-    tokenizer = load_code_tokenizer(run.tokenizer_name_or_path or run.model_name_or_path)
+    tokenizer = prepare_tokenizer(run)
     layout = infill_layout(tokenizer, run.infill_format)
     train_data = build_train_data(run, objective_args, args, tokenizer, layout)
     if run.explain:
@@ -151,6 +183,7 @@ def main():
         return
     set_seed(args.seed)
     model = build_model(run, model_args, tokenizer, args.device.type == "cpu")
+    check_attention(model, run.attention, train_data.mixture)
     eval_data, cases = (None, None) if args.eval_strategy == "no" else build_eval_data(run, tokenizer, layout)
     trainer = CodeTrainer(
         model=model,
