@@ -3,7 +3,6 @@
 import dataclasses
 import difflib
 import json
-import re
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -254,11 +253,12 @@ def render_card(folder: str | Path, repo_id: str) -> str:
     run = read_file(folder / "run.json") if (folder / "run.json").is_file() else {}
     config, adapter = _read_config(folder), (folder / "adapter_config.json").is_file()
     family = config.get("model_type", "codegen2")
+    base_model = facts.base_model or config.get("base_model_name_or_path")
     pipelines = list(config.get("custom_pipelines") or {})
     values = {
         "title": facts.title or repo_id.split("/")[-1],
         "repo_id": repo_id,
-        "metadata": _metadata(facts, evaluations, repo_id, family, adapter, pipelines),
+        "metadata": _metadata(facts, base_model, evaluations, repo_id, family, adapter, pipelines),
         "config": config,
         "search": ", ".join(f"{name} {value}" for name, value in (config.get("search") or {}).items())
         or "the defaults",
@@ -266,7 +266,9 @@ def render_card(folder: str | Path, repo_id: str) -> str:
         "example": facts.example or _EXAMPLE,
         "auto_class": _auto_class(config, adapter),
         "pipelines": pipelines,
-        "base_model": facts.base_model,
+        "base_model": base_model,
+        "family": family,
+        "adapter": adapter,
         "evaluations": evaluations,
         "training_data": _training_data(facts, run),
         "training": _training(run),
@@ -278,13 +280,10 @@ def render_card(folder: str | Path, repo_id: str) -> str:
 
 
 def _template(family: str) -> jinja2.Template:
-    file = resources.files(__package__).joinpath("card_templates", f"{family}.md")
-    if not file.is_file():
-        raise ValueError(
-            f"there is no card for models of type {family!r}; write modeling_lpn/card_templates/{family}.md"
-        )
+    name = "lpn.md" if family == "lpn" else "codegen2.md"
+    text = resources.files(__package__).joinpath("card_templates", name).read_text(encoding="utf-8")
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(re.sub(r"\n{3,}", "\n\n", file.read_text(encoding="utf-8")))
+    return environment.from_string(text)
 
 
 def _read_config(folder: Path) -> dict:
@@ -305,7 +304,7 @@ def _auto_class(config: dict, adapter: bool) -> str:
     )
 
 
-def _metadata(facts, evaluations, repo_id, family, adapter, pipelines) -> str:
+def _metadata(facts, base_model, evaluations, repo_id, family, adapter, pipelines) -> str:
     tags = {"lpn": ["latent-program-network", "program-synthesis", "arc-agi"]}.get(
         family, ["codegen2", "code", "infilling"]
     )
@@ -324,7 +323,7 @@ def _metadata(facts, evaluations, repo_id, family, adapter, pipelines) -> str:
     data = ModelCardData(
         license=facts.license,
         library_name="peft" if adapter else "transformers",
-        base_model=facts.base_model,
+        base_model=base_model,
         datasets=facts.datasets or None,
         tags=tags,
         pipeline_tag="text-generation" if family != "lpn" else None,

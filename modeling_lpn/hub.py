@@ -26,14 +26,20 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_session, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError  # the latter of httpx or httpx2, by version
-from transformers import AutoConfig, AutoProcessor, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoProcessor, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.pipelines import PIPELINE_REGISTRY
+from transformers.utils import logging
 
 from .cards import CardFacts, eval_results_files, read_evaluations, read_file, render_card
 from .lpn.search_lpn import SearchConfig
+from .runs import write_results
+
+
+logger = logging.get_logger(__name__)
 
 
 # Names of the files of a model repository, by where they come from; `*` stops at no slash, so folders are named.
@@ -144,15 +150,18 @@ def assemble(
 
 
 def _copy_model(source: Path, built: Path) -> None:
-    """Weights as they are; everything else is written anew by the installed package."""
+    """Weights as they are; for a model of this package configuration and code are those of the installed one."""
     config = _load_config(source)
-    model_class = _model_class(config, source)
-    config.auto_map = _auto_map_of_base(model_class)
-    with torch.device("meta"):
-        model = model_class(config)
-    custom_object_save(model, built, config=model.config)
-    _add_pipelines(model, built)
-    model.config.save_pretrained(built)
+    if _is_ours(config):
+        model_class = _model_class(config, source)
+        config.auto_map = _auto_map_of_base(model_class)
+        with torch.device("meta"):
+            model = model_class(config)
+        custom_object_save(model, built, config=model.config)
+        _add_pipelines(model, built)
+        model.config.save_pretrained(built)
+    else:
+        _copy(source / "config.json", built / "config.json")
     for name in _weight_files(source):
         _copy(source / name, built / name)
     if (source / "generation_config.json").is_file():
@@ -161,12 +170,7 @@ def _copy_model(source: Path, built: Path) -> None:
 
 
 def _copy_adapter(source: Path, built: Path) -> None:
-    base = read_file(source / "adapter_config.json").get("base_model_name_or_path")
-    if not isinstance(base, str) or not re.fullmatch(r"[\w.-]+/[\w.-]+", base) or Path(base).exists():
-        raise ValueError(
-            f"the adapter in {source} belongs to {base!r}, a folder of this machine; publish that model, and write its Hub id "
-            "as `base_model_name_or_path` into adapter_config.json"
-        )
+    _check_base(read_file(source / "adapter_config.json").get("base_model_name_or_path"))
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not (source / name).is_file():
             raise ValueError(f"{source} has no {name}; save the adapter with `save_pretrained`")
@@ -174,17 +178,30 @@ def _copy_adapter(source: Path, built: Path) -> None:
     _copy_processor(source, built)
 
 
-def _load_config(source: Path):
+def _check_base(name: str | None) -> None:
+    if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or Path(name).exists():
+        raise ValueError(
+            f"the adapter belongs to the model {name!r}, which others cannot load; publish that model first, and load it by "
+            "its Hub id (or write the id as `base_model_name_or_path` into adapter_config.json)"
+        )
+
+
+def _load_config(source: Path) -> PreTrainedConfig:
     """The configuration by the installed package; nothing in the folder is executed."""
     if not (source / "config.json").is_file():
         raise ValueError(f"{source} has no config.json; give the folder that the trainer or `save_pretrained` wrote")
     read_file(source / "config.json")
     config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    if not type(config).__module__.startswith(f"{__package__}."):
+    if not _is_ours(config) and (config.architectures or [""])[0] not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
         raise ValueError(
-            f"{source} is a model of type {config.model_type!r}, none of this package; upload it with `hf upload`"
+            f"{source} is a model of type {config.model_type!r}, neither of this package nor a causal language model of "
+            "transformers; upload it with `hf upload`"
         )
     return config
+
+
+def _is_ours(config: PreTrainedConfig) -> bool:
+    return type(config).__module__.startswith(f"{__package__}.")
 
 
 def _model_class(config, source: Path) -> type[PreTrainedModel]:
@@ -398,14 +415,11 @@ def verify(folder: str | os.PathLike) -> None:
             differ by more than 1e-4 or in a token.
     """
     folder = Path(folder).resolve()
-    request = _request(folder)
+    request, places = _request(folder), ("modeling_lpn.", "transformers_modules.")
     with_package, without = (_reload({**request, "package": package}) for package in (True, False))
-    if not (
-        with_package["model"].startswith(f"{__package__}.") and without["model"].startswith("transformers_modules.")
-    ):
-        raise ValueError(
-            f"{folder} was loaded as {with_package['model']} with the package and {without['model']} without it"
-        )
+    found = (with_package["model"], without["model"])
+    if not any(found[0].startswith(ours) and found[1].startswith(theirs) for ours, theirs in (places, _STOCK)):
+        raise ValueError(f"{folder} was loaded as {found[0]} with the package and {found[1]} without it")
     for answer in (with_package, without):
         if answer["keys"]:
             reason, names = next(iter(answer["keys"].items()))
@@ -423,6 +437,9 @@ def verify(folder: str | os.PathLike) -> None:
             )
 
 
+_STOCK = ("transformers.models.", "transformers.models.")
+
+
 def _request(folder: Path) -> dict:
     if (folder / "adapter_config.json").is_file():
         return {
@@ -432,7 +449,8 @@ def _request(folder: Path) -> dict:
             "inputs": {"text": "def add(a, b):"},
         }
     config = _load_config(folder)
-    request = {"folder": str(folder), "auto_class": _model_class(config, folder)._auto_class}
+    auto_class = _model_class(config, folder)._auto_class if _is_ours(config) else "AutoModelForCausalLM"
+    request = {"folder": str(folder), "auto_class": auto_class}
     if config.model_type != "lpn":
         return {**request, "kind": "text", "inputs": {"text": "def add(a, b):"}}
     search = SearchConfig.of(config.search)
@@ -590,10 +608,7 @@ def upload(
     card = (folder / "README.md").read_text(encoding="utf-8")
     if dry_run:
         return Publication(repo_id, files, [], card)
-    if get_token() is None:
-        raise HubError(
-            "nobody is logged in to the Hub; run `hf auth login`, or set HF_TOKEN to a token with write access"
-        )
+    _require_token()
     api, place = HfApi(), {"repo_id": repo_id, "repo_type": repo_type}
     with _explained(repo_id):
         api.create_repo(**place, private=private, exist_ok=True)
@@ -609,9 +624,17 @@ def upload(
         commit = api.create_commit(
             **place, operations=changes, commit_message=commit_message, revision=revision, parent_commit=info.sha
         )
-        if tag is not None:
+    if tag is not None:
+        with _explained(repo_id, f"The files are published, only the tag {tag!r} is missing."):
             api.create_tag(**place, tag=tag, revision=commit.oid)
     return Publication(repo_id, files, removed, card, str(commit.commit_url))
+
+
+def _require_token() -> None:
+    if get_token() is None:
+        raise HubError(
+            "nobody is logged in to the Hub; run `hf auth login`, or set HF_TOKEN to a token with write access"
+        )
 
 
 def _is_outdated(name: str, files: dict[str, int], patterns: tuple[str, ...]) -> bool:
@@ -635,29 +658,37 @@ _CURES = {
 }
 
 
+TIMEOUT = 300.0  # seconds without a byte after which a request to the Hub has failed
+
+
 @contextlib.contextmanager
-def _explained(repo_id: str) -> Iterator[None]:
-    """Turns errors of the Hub and of the network into a `HubError` of one line, without the token."""
+def _explained(repo_id: str, state: str = "Nothing was published.") -> Iterator[None]:
+    """Turns errors of the Hub and of the network into a [`HubError`] of one line that never holds the token."""
+    session = get_session()
+    patience = session.timeout
+    session.timeout = TIMEOUT  # huggingface_hub would wait for ever
     try:
         yield
-    except HfHubHTTPError as error:
-        code = error.response.status_code if error.response is not None else 0
-        cure = _CURES.get(code, "the Hub has a fault; run the command again later")
-        detail = getattr(error, "server_message", None) or ""
-        raise HubError(
-            _without_token(f"{repo_id}: the Hub answers {code}: {cure}. {detail}".strip()) + _UNCHANGED
-        ) from None
-    except (HTTPError, OSError) as error:
-        if isinstance(error, HubError):
+    except (HTTPError, OSError, RuntimeError) as error:
+        # A failed upload of a large file arrives as the cause of a RuntimeError.
+        cause: BaseException | None = error
+        while isinstance(cause, RuntimeError):
+            cause = cause.__cause__
+        if isinstance(error, HubError) or not isinstance(cause, (HTTPError, OSError)):
             raise
-        reason = f"{type(error).__name__}: {error}"
-        cure = "check the network and run the command again"
-        raise HubError(
-            _without_token(f"{repo_id}: the Hub cannot be reached ({reason}); {cure}") + _UNCHANGED
-        ) from None
+        raise HubError(_without_token(f"{repo_id}: {_explain(cause, state)}")) from None
+    finally:
+        session.timeout = patience
 
 
-_UNCHANGED = " The repository is as it was."
+def _explain(error: Exception, state: str) -> str:
+    response = getattr(error, "response", None)
+    if not isinstance(error, HfHubHTTPError) or response is None:
+        reason = f"the connection to the Hub failed ({type(error).__name__}: {error})"
+        return f"{reason}; check the network, then run the command again: what has arrived is not sent twice"
+    said = f" It says: {error.server_message}." if getattr(error, "server_message", None) else ""
+    cure = _CURES.get(response.status_code, "the Hub has a fault; run the command again later")
+    return f"the Hub answers {response.status_code}: {cure}.{said} {state}"
 
 
 def _without_token(text: str) -> str:
@@ -665,4 +696,131 @@ def _without_token(text: str) -> str:
     return _SECRETS.sub("***", text.replace(token, "***") if token else text)
 
 
-__all__ = ["HubError", "Publication", "assemble", "check_files", "publish", "publish_dataset", "upload", "verify"]
+# --- training ----------------------------------------------------------------------------------------------------------
+
+
+class PublishingTrainer:
+    """
+    For a class before `Trainer`: its `create_model_card` and `push_to_hub`, and what it pushes while it trains
+    (`push_to_hub`, `hub_model_id`, `hub_strategy` of its arguments), go the way of [`publish`]: cards with measured numbers,
+    repositories with code, private ones by default, no training arguments and no optimiser.
+
+    A push that fails while training is a warning; the next one brings what it did not.
+    """
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """
+        Checks what would fail after the training, and names the repository.
+
+        Raises:
+            ValueError: a setting that would upload optimiser states, or save a token; an adapter of a model that is a
+                folder; no user in `hub_model_id` and nobody logged in.
+        """
+        args: Any = self.args
+        if args.hub_strategy in ("checkpoint", "all_checkpoints"):
+            raise ValueError(
+                f"`hub_strategy` {args.hub_strategy.value!r} uploads optimiser states; give every_save or end"
+            )
+        if token is not None or args.hub_token is not None:
+            raise ValueError("a token among the arguments is saved with them; leave `hub_token` out, and set HF_TOKEN")
+        if getattr(self.model, "peft_config", None):
+            _check_base(next(iter(self.model.peft_config.values())).base_model_name_or_path)
+        if private is not None:
+            args.hub_private_repo = private
+        name = args.hub_model_id or Path(args.output_dir).resolve().name
+        if "/" not in name and self.is_world_process_zero():
+            _require_token()
+            with _explained(name):
+                name = f"{HfApi().whoami()['name']}/{name}"
+        self.hub_model_id, self.push_in_progress = name, None
+
+    def create_model_card(
+        self,
+        license: str | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        dataset: str | list[str] | None = None,
+        **facts,
+    ) -> None:
+        """
+        Writes README.md and `card.yaml` into `output_dir`, where the model is saved, and `run.json` where there is none.
+
+        Args:
+            license, model_name, finetuned_from, dataset: As of `Trainer.create_model_card`: `license`, `title`,
+                `base_model` and `datasets` of [`CardFacts`].
+            facts: Others of [`CardFacts`].
+        """
+        if not self.is_world_process_zero():
+            return
+        folder = Path(self.args.output_dir)
+        datasets = [dataset] if isinstance(dataset, str) else dataset
+        facts |= {"license": license, "title": model_name, "base_model": finetuned_from, "datasets": datasets}
+        CardFacts.read(folder, **facts).write(folder)
+        self._write_record(folder)
+        name = self.hub_model_id or folder.resolve().name
+        (folder / "README.md").write_text(render_card(folder, name), encoding="utf-8")
+
+    def push_to_hub(
+        self,
+        commit_message: str = "End of training",
+        revision: str | None = None,
+        private: bool | None = None,
+        **facts,
+    ) -> Publication | None:
+        """
+        Saves the model into `output_dir` and publishes that folder; see [`publish`], also for what it raises.
+
+        Args:
+            commit_message, revision, private: As of `Trainer.push_to_hub`; a new repository is private by default.
+            facts: As of `create_model_card`.
+
+        Returns:
+            [`Publication`], of the main process.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if self.hub_model_id is None:
+            self.init_hf_repo(private=private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self.create_model_card(**facts)
+        return self._publish(self.args.output_dir, commit_message, revision, private, check=True)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if not self.is_world_process_zero() or self.args.hub_strategy == "end":
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        self._write_record(Path(checkpoint_folder))
+        message = f"Training in progress, step {self.state.global_step}"
+        try:
+            self._publish(checkpoint_folder, message, None, None, check=False)
+        except HubError as error:
+            logger.warning(f"step {self.state.global_step} was not pushed: {error}")
+
+    def _publish(self, folder, commit_message, revision, private, check) -> Publication:
+        args = self.args
+        private = args.hub_private_repo is not False if private is None else private
+        options = {"commit_message": commit_message, "revision": revision or args.hub_revision, "check": check}
+        return publish(folder, self.hub_model_id, private=private, **options)
+
+    def _write_record(self, folder: Path) -> None:
+        if (folder / "run.json").is_file():
+            return
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        settings, steps = self.args.to_sanitized_dict(), self.state.global_step
+        write_results(
+            folder / "run.json", self.args.seed, num_parameters=model.num_parameters(), arguments=settings, steps=steps
+        )
+
+
+__all__ = [
+    "HubError",
+    "Publication",
+    "PublishingTrainer",
+    "assemble",
+    "check_files",
+    "publish",
+    "publish_dataset",
+    "upload",
+    "verify",
+]
