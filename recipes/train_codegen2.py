@@ -203,7 +203,7 @@ def main():
     evaluation = {name: entry[name] for entry in last for name in entry if name.startswith("eval_")}
     if eval_data and not evaluation:  # the last step need not be one that evaluates
         evaluation = trainer.evaluate()
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # it is pushed when its record is there
     trainer.save_state()
     if args.should_save:
         record = {"num_parameters": model.num_parameters(), "metrics": result.metrics, "evaluation": evaluation}
@@ -212,6 +212,8 @@ def main():
         record["arguments"] = {**vars(run), **given(objective_args), **given(model_args), **args.to_sanitized_dict()}
         write_results(Path(args.output_dir, "run.json"), args.seed, **record)
         print(f"evaluate it: accelerate launch recipes/evaluate_codegen2.py --model_name_or_path {args.output_dir}")
+    if args.push_to_hub:
+        trainer.push_to_hub()
     end_together(trainer.accelerator)
 
 
