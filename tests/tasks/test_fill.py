@@ -75,7 +75,7 @@ def test_calibration_finds_known_probabilities(tmp_path):
     np.testing.assert_allclose([*fitted.weights, fitted.bias], [1.5, 0.5, 2.0], atol=0.25)
     checked = fitted.check(scores[2000:], right[2000:])
     assert sum(row["answers"] for row in checked["bins"]) == 2000
-    assert all(abs(row["said"] - row["found"]) < 0.1 for row in checked["bins"] if row["answers"] > 100)
+    assert all(abs(row["said"] - row["found"]) < 0.12 for row in checked["bins"] if row["answers"] > 100)
     fitted.measured = checked
     fitted.save(tmp_path)
     assert Calibration.load(str(tmp_path)) == fitted
