@@ -8,6 +8,7 @@ folder's `trainer_state.json` has every logged number; `run.json` says how the m
 """
 
 import dataclasses
+import itertools
 import logging
 import sys
 from pathlib import Path
@@ -23,7 +24,7 @@ from modeling_lpn import (
     open_sources,
 )
 from modeling_lpn.arguments import given, option, parse_recipe
-from modeling_lpn.code.arguments import CodeGen2Arguments, CodeTrainingArguments, ObjectiveArguments
+from modeling_lpn.code.arguments import CodeGen2Arguments, CodeTrainingArguments, objective_arguments
 from modeling_lpn.code.collator import explain
 from modeling_lpn.code.corpora import read_rows
 from modeling_lpn.code.evaluation import make_infill_cases
@@ -45,10 +46,12 @@ from modeling_lpn.runs import (
 
 @dataclasses.dataclass
 class RunArguments:
-    train_files: list[str] = option([], "Sources, [NAME=]PLACE: Parquet files, folders of them, hub:ID.")
+    train_files: list[str] = option(
+        [], "Sources, [NAME=]PLACE: Parquet or JSON lines files, folders, hub:ID; see split_source."
+    )
     source_weights: list[float] | None = option(None, "Their shares of tokens; by default their sizes.")
     validation_files: list[str] = option([], "Held-out sources, for the evaluation.")
-    text_column: str = option("text", "Column of file contents.")
+    text_column: str | None = option(None, "Column of file contents; text, content or code if not given.")
     streaming: bool = option(False, "Read and tokenise the sources while training, in their order.")
     tokenizer_name_or_path: str | None = option(None, "Tokenizer, if it is not the model's.")
     model_name_or_path: str | None = option(None, "Model to start from; a new CodeGen2 if not given.")
@@ -107,17 +110,22 @@ def build_eval_data(run, tokenizer, layout):
 
 
 def main():
-    kinds = [RunArguments, ObjectiveArguments, CodeGen2Arguments, CodeTrainingArguments]
+    kinds = [RunArguments, objective_arguments(), CodeGen2Arguments, CodeTrainingArguments]
     run, objective_args, model_args, args = parse_recipe(kinds)
     logging.basicConfig(level=logging.INFO if args.should_log else logging.WARNING)
     if args.device.type == "cpu":
         use_cpu_cores(run.num_threads)
+    if args.eval_strategy != "no" and not (run.validation_files or run.explain):
+        raise ValueError(
+            f"`eval_strategy` is {args.eval_strategy.value} and there are no `validation_files`; give some, or set"
+            " `eval_strategy` to no"
+        )
     checkpoint = find_checkpoint(args, args.overwrite)
     tokenizer = load_code_tokenizer(run.tokenizer_name_or_path or run.model_name_or_path)
     layout = infill_layout(tokenizer, run.infill_format)
     train_data = build_train_data(run, objective_args, args, tokenizer, layout)
     if run.explain:
-        for example, _ in zip(train_data, range(run.explain)):
+        for example in itertools.islice(train_data, run.explain):
             print(explain(example, tokenizer, layout, run.labels, color=sys.stdout.isatty()))
         return
     if is_finished(checkpoint, args):

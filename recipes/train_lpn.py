@@ -57,6 +57,10 @@ class RunArguments:
     eval_budgets: list[int] = option([0, 5, 20], "Search budgets to evaluate.")
     num_threads: int | None = option(None, "CPU threads of a process; all cores if not given.")
 
+    def __post_init__(self):
+        if wrong := [budget for budget in self.eval_budgets if budget < 0]:
+            raise ValueError(f"`eval_budgets` hold {wrong[0]}; a budget is a number of steps or samples, 0 or more")
+
 
 def build_model(run, model_args):
     settings = given(model_args)
@@ -76,7 +80,14 @@ def build_train_stream(run, task_args, args) -> TaskStream:
     return TaskStream(make_task(run.task, task_args), num_items, seed, **options)
 
 
-def build_eval_tasks(run, task_args, processor) -> list[dict]:
+def build_eval_tasks(run, task_args, args, processor) -> list[dict] | None:
+    if args.eval_strategy == "no":
+        return None
+    if run.num_eval_tasks < 1:
+        raise ValueError(
+            f"`num_eval_tasks` is {run.num_eval_tasks} while `eval_strategy` is {args.eval_strategy.value}; give at least"
+            " 1, or set `eval_strategy` to no"
+        )
     if run.eval_tasks is not None:
         return load_tasks(run.eval_tasks, processor=processor)[: run.num_eval_tasks]
     held_out = validation_settings(run.task, task_args)
@@ -110,7 +121,7 @@ def main():
             processor, symmetries=run.symmetries, permute_colors=run.permute_colors
         ),
         train_dataset=build_train_stream(run, task_args, args),
-        eval_dataset=build_eval_tasks(run, task_args, processor) if args.eval_strategy != "no" else None,
+        eval_dataset=build_eval_tasks(run, task_args, args, processor),
         processing_class=processor,
         train_search=SearchConfig(**train_search) if train_search else None,
         train_search_from=run.train_search_from,

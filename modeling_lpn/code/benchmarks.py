@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 import re
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,11 +166,12 @@ def _read_rows(source: str, on_hub: bool) -> list[dict]:
     if source.endswith(".parquet"):
         return require("pyarrow.parquet", "data", "Parquet").parquet.read_table(source).to_pylist()
     try:
-        with (gzip.open if source.endswith(".gz") else open)(source, "rt", encoding="utf-8") as file:
-            text = file.read()
-        rows = json.loads(text) if ".json" in source and text.lstrip().startswith("[") else _json_lines(text)
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{source} cannot be read as JSON lines: {error}; give a benchmark's file") from error
+        content = Path(source).read_bytes()
+        text = (gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content).decode("utf-8-sig")
+        rows = json.loads(text) if text.lstrip().startswith("[") else _json_lines(text)
+    except (OSError, ValueError, EOFError, zlib.error) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{source} cannot be read as JSON lines: {reason}; give a benchmark's file") from error
     if not rows or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{source} has no rows; give a file with one JSON object a line")
     return rows
@@ -177,6 +179,36 @@ def _read_rows(source: str, on_hub: bool) -> list[dict]:
 
 def _json_lines(text) -> list:
     return [json.loads(line) for line in text.split("\n") if line.strip()]
+
+
+# What a row of a benchmark tells of its problem and of the solution, in all public formats that are loaded.
+_PROBLEM_FIELDS = ("prompt", "text", "question", "content", "canonical_solution", "code", "suffix", "eval_prompt")
+_SOLUTIONS = {"canonical_solution", "code", "ground_truth"}
+
+
+def read_problems(path: str | os.PathLike) -> list[str]:
+    """
+    The texts of a benchmark's problems, for the decontamination of a corpus.
+
+    Args:
+        path (`str` or path): a file of any benchmark that is loaded, see [`load_benchmark`].
+
+    Returns:
+        `list[str]`: description, prompt, solution and suffix of every problem, as one text each.
+
+    Raises:
+        ValueError: for a file that cannot be read, or a row without a problem or without a solution.
+    """
+    texts = []
+    for number, row in enumerate(_read_rows(str(path), on_hub=False), start=1):
+        fields = [name for name in (*_PROBLEM_FIELDS, "ground_truth") if isinstance(row.get(name), str)]
+        if len(fields) < 2 or not _SOLUTIONS & set(fields):
+            raise ValueError(
+                f"row {number} of {path} has the fields {', '.join(row)}: no text of a problem with one of its solution "
+                f"({', '.join(sorted(_SOLUTIONS))}); give a benchmark's file"
+            )
+        texts.append("\n".join(row[name] for name in fields))
+    return texts
 
 
 def _human_eval(rows) -> list[CodeTask]:
@@ -192,7 +224,9 @@ def _human_eval(rows) -> list[CodeTask]:
 
 
 def _human_eval_infill(rows) -> list[CodeTask]:
-    return [CodeTask(**{**vars(task), "suffix": row["suffix"]}) for task, row in zip(_human_eval(rows), rows)]
+    return [
+        CodeTask(**{**vars(task), "suffix": row["suffix"]}) for task, row in zip(_human_eval(rows), rows, strict=True)
+    ]
 
 
 # Task ids of the benchmark's splits (arXiv 2108.07732, section 2.1).
@@ -236,7 +270,8 @@ def _mbpp_few_shot(rows) -> list[CodeTask]:
     examples = "".join(f"{ask(by_id[number])}{by_id[number]['code']}\n[DONE]\n\n" for number in _MBPP_EXAMPLES)
     contexts = [examples + ask(row) for row in rows if row["task_id"] in _MBPP_TEST]
     return [
-        CodeTask(**{**vars(task), "prompt": "", "context": context}) for task, context in zip(_mbpp(rows), contexts)
+        CodeTask(**{**vars(task), "prompt": "", "context": context})
+        for task, context in zip(_mbpp(rows), contexts, strict=True)
     ]
 
 
@@ -287,4 +322,13 @@ TRUNCATIONS: dict[str, Callable[[str], str]] = {
 }
 
 
-__all__ = ["BENCHMARKS", "TRUNCATIONS", "Benchmark", "CodeTask", "cut_at_words", "load_benchmark", "truncate_codegen"]
+__all__ = [
+    "BENCHMARKS",
+    "TRUNCATIONS",
+    "Benchmark",
+    "CodeTask",
+    "cut_at_words",
+    "load_benchmark",
+    "read_problems",
+    "truncate_codegen",
+]

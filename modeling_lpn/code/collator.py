@@ -122,7 +122,7 @@ class DataCollatorForCodeObjectives:
         if self.attention != "joint":
             labels[starts] = IGNORE_INDEX  # nothing precedes a file's first token where files are isolated
         if self.labels == "targets_only" or any(unit.plan.prefix_length for unit in units):
-            for unit, start in zip(units, starts.tolist()):
+            for unit, start in zip(units, starts.tolist(), strict=True):
                 labels[start : start + hidden_length(unit.plan, self.layout, self.labels)] = IGNORE_INDEX
         return labels
 
@@ -132,7 +132,7 @@ class DataCollatorForCodeObjectives:
         if not any(unit.plan.prefix_length for unit in units):
             return None
         blocks = np.full(length, -1)
-        for number, (unit, start) in enumerate(zip(units, starts.tolist())):
+        for number, (unit, start) in enumerate(zip(units, starts.tolist(), strict=True)):
             blocks[start : start + unit.plan.prefix_length] = number
         return blocks
 

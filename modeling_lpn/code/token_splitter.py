@@ -1,5 +1,7 @@
 """Cuts between characters on token ids, for infilling."""
 
+from itertools import pairwise
+
 import numpy as np
 
 from ..codegen2.infilling_codegen2 import encode_source
@@ -53,7 +55,7 @@ class TokenSplitter:
             text, start = self.tokenizer.decode(token_ids[first:last]), int(ends[first - 1]) if first else 0
             borders = [0, *(character - start for character in characters), len(text)]
             parts.append(token_ids[place:first])
-            for begin, end in zip(borders, borders[1:]):
+            for begin, end in pairwise(borders):
                 parts.append(np.array(encode_source(self.tokenizer, text[begin:end]), dtype=token_ids.dtype))
                 cuts.append(sum(map(len, parts)))
             cuts.pop()  # the last border is the word's end, no cut

@@ -159,7 +159,7 @@ class CodeTrainer(Trainer):
             logs["target_fraction"] = (targets.sum() / tokens).item()
             logs["tokens_per_second"] = tokens / (time.perf_counter() - self._since - self._paused)
             seen = self.accelerator.gather(self._sources[None]).amax(0).tolist()
-            logs.update(zip((f"tokens_{name}" for name in self.train_dataset.source_names), seen))
+            logs.update(zip((f"tokens_{name}" for name in self.train_dataset.source_names), seen, strict=True))
             self._reset()
         super().log(logs, start_time)
 

@@ -1,3 +1,16 @@
+# Copyright 2026 The modeling_lpn authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """PyTorch Latent Program Network (LPN, arXiv 2411.08706): loss, latent search and generation."""
 
 from collections.abc import Mapping
@@ -112,6 +125,7 @@ class Demonstrations(NamedTuple):
     pair_mask: torch.Tensor
 
 
+# trf-ignore: TRF002 there is one model and no head around it, so no part of it has a name to load by
 class LPNPreTrainedModel(PreTrainedModel):
     """Weights, loading and saving of LPN models."""
 
@@ -129,6 +143,7 @@ class LPNPreTrainedModel(PreTrainedModel):
         """`generate` of a grid model is not that of a language model: no `generation_config.json`."""
         return False
 
+    # trf-ignore: TRF018 every kind of module in the model is named here; the base class would draw other values first
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         """As Flax initialises the published model: LeCun normal for linear layers, 1 / sqrt(width) for tables."""
@@ -234,7 +249,9 @@ class LPNModel(LPNPreTrainedModel):
             return blank.index_copy(0, place, flat).view(*pair_mask.shape, -1)
 
         latents = mean = scatter([mean for mean, _ in encoded])
+        # CODEPATH: the published models are variational; one trained without (`variational: false`) has no variances.
         logvar = scatter([logvar for _, logvar in encoded]) if self.config.variational else None
+        # CODEPATH: as above; without variances a latent is its mean.
         if sample_latents and self.config.variational:
             latent_noise = torch.randn_like(mean) if latent_noise is None else latent_noise
             latents = mean + (0.5 * logvar).exp() * latent_noise * pair_mask.unsqueeze(-1)
@@ -566,6 +583,7 @@ class LPNModel(LPNPreTrainedModel):
                 f"`rank_by` is {search.rank_by!r} in the search of the training loss, which leaves pairs out itself; "
                 "leave `rank_by` out."
             )
+        # trf-ignore: TRF051 a refusal, no dispatch: one backend has no second derivative
         if search.second_order and self.config._attn_implementation == "flex_attention":
             raise ValueError(
                 "`second_order` is True and the attention implementation is 'flex_attention', which has no second "
@@ -635,6 +653,7 @@ class LPNModel(LPNPreTrainedModel):
             latent_logvar=encoded.latent_logvar,
             programs=programs,
         )
+        # CODEPATH: variational models, as the published ones; the two terms need variances.
         if self.config.variational:
             mean, logvar = encoded.latent_mean, encoded.latent_logvar
             prior_kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(-1)

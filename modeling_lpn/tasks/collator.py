@@ -48,7 +48,7 @@ def draw_color_maps(seeds: Sequence[int], vocab_size: int = 10) -> np.ndarray:
     """Permutations of the colours with 0, the background, fixed: `(len(seeds), vocab_size)`, a new colour for every
     old one. Row i depends on `seeds[i]` only."""
     maps = np.zeros((len(seeds), vocab_size), dtype=np.uint8 if vocab_size <= 256 else np.int64)
-    for row, seed in zip(maps, seeds):
+    for row, seed in zip(maps, seeds, strict=True):
         row[1:] = np.random.Generator(np.random.PCG64(seed)).permutation(vocab_size - 1) + 1
     return maps
 
@@ -122,7 +122,7 @@ class DataCollatorForGridTasks:
             return example
         pairs = self.processor.validate_task(example, task_id=f"{index} of the batch", require_test=False)["train"]
         item = {}
-        for side, grids in zip(("input", "output"), zip(*pairs)):
+        for side, grids in zip(("input", "output"), zip(*pairs, strict=True), strict=True):
             item[f"{side}_grids"], item[f"{side}_shapes"] = stack_grids(grids)
         return item
 

@@ -155,7 +155,7 @@ class SearchChoice:
 def search_grid(base: SearchConfig, **values: Sequence) -> list[SearchConfig]:
     """Every combination of settings, each over `base`: `search_grid(base, lr=[0.1, 0.3], prior_weight=[0.0, 0.01])`."""
     combinations = itertools.product(*values.values())
-    return [base.override(**dict(zip(values, combination))) for combination in combinations]
+    return [base.override(**dict(zip(values, combination, strict=True))) for combination in combinations]
 
 
 def choose_search(

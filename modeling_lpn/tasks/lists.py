@@ -58,7 +58,7 @@ FUNCTIONS: dict[str, tuple[str, Callable[..., Value]]] = {
     "filter": ("pl", lambda name, x: [value for value in x if PREDICATES[name](value)]),
     "count": ("pl", lambda name, x: sum(1 for value in x if PREDICATES[name](value))),
     "scan": ("zl", lambda name, x: list(accumulate(x, PAIRINGS[name]))),
-    "zip": ("zll", lambda name, x, y: [PAIRINGS[name](*both) for both in zip(x, y)]),
+    "zip": ("zll", lambda name, x, y: [PAIRINGS[name](*both) for both in zip(x, y, strict=False)]),
 }
 TABLES: dict[str, Sequence[str]] = {"m": tuple(MAPS), "p": tuple(PREDICATES), "z": tuple(PAIRINGS)}
 SCALARS = {"head", "last", "minimum", "maximum", "sum", "access", "count"}  # give an integer, the others a list

@@ -32,7 +32,7 @@ def score_attempts(attempts, truth) -> dict[str, float]:
     for attempt in attempts:
         if [len(row) for row in attempt] != [len(row) for row in truth]:
             continue
-        cells = [p == t for rows in zip(attempt, truth) for p, t in zip(*rows)]
+        cells = [p == t for rows in zip(attempt, truth, strict=True) for p, t in zip(*rows, strict=True)]
         pixels = sum(cells) / len(cells) if cells else 1.0  # two empty strings
         best["shape_accuracy"] = 1.0
         best["pixel_accuracy"] = max(best["pixel_accuracy"], pixels)

@@ -202,7 +202,8 @@ def tasks_from_stream(stream, num_tasks: int) -> list[dict]:
         pairs = [
             {side: write(item[f"{side}_grids"][k, :rows_, :cols]) for side, (rows_, cols) in shapes.items()}
             for k, shapes in enumerate(
-                dict(zip(("input", "output"), pair)) for pair in zip(item["input_shapes"], item["output_shapes"])
+                dict(zip(("input", "output"), pair, strict=True))
+                for pair in zip(item["input_shapes"], item["output_shapes"], strict=True)
             )
         ]
         if len(pairs) < 2:

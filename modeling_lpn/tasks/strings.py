@@ -385,7 +385,7 @@ class StringTask:
                     texts = [step(text, *arguments) for text in texts]
                     if texts == before:
                         return []
-                outputs = [output + text for output, text in zip(outputs, texts)]
+                outputs = [output + text for output, text in zip(outputs, texts, strict=True)]
         except NoOutput:
             return []
         lengths = list(map(len, outputs))

@@ -116,7 +116,7 @@ class LPNTrainer(Trainer):
             names = sorted(self._sums)
             count = torch.tensor(float(self._count), device=self.args.device)
             totals = self.accelerator.reduce(torch.stack([*(self._sums[name] for name in names), count]), "sum")
-            logs.update(zip(names, (totals[:-1] / totals[-1]).tolist()))
+            logs.update(zip(names, (totals[:-1] / totals[-1]).tolist(), strict=True))
             self._sums, self._count = {}, 0
         super().log(logs, start_time)
 

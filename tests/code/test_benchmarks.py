@@ -1,61 +1,16 @@
 """Benchmarks as tasks: their programs character by character, every form of file, the rules that cut completions."""
 
-import gzip
 import json
 import sys
 from types import SimpleNamespace
 
 import pytest
+from cases_code import HUMANEVAL, INFILL, MBPP, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modeling_lpn.code import benchmarks as code_benchmarks
 from modeling_lpn.code.benchmarks import BENCHMARKS, TRUNCATIONS, load_benchmark
-
-
-HUMANEVAL = [
-    {
-        "task_id": "HumanEval/0",
-        "prompt": 'def double(x):\n    """ Twice. """\n',
-        "entry_point": "double",
-        "canonical_solution": "    return 2 * x\n",
-        "test": "def check(candidate):\n    assert candidate(2) == 4\n",
-    },
-    {
-        "task_id": "HumanEval/1",
-        "prompt": "def one():\n",
-        "entry_point": "one",
-        "canonical_solution": "    return 1\n",
-        "test": "def check(candidate):\n    assert candidate() == 1\n",
-    },
-]
-INFILL = [
-    {
-        "task_id": "SingleLineInfilling/HumanEval/0/L0",
-        "prompt": "def double(x):\n",
-        "suffix": "    return y\n",
-        "entry_point": "double",
-        "canonical_solution": "    y = 2 * x\n",
-        "test": "def check(candidate):\n    assert candidate(2) == 4\n",
-    }
-]
-MBPP = [
-    {
-        "task_id": number,
-        "text": f"Write a function to add {number}.",
-        "code": f"def add(x):\n    return x + {number}",
-        "test_list": [f"assert add(N) == N + {number}", f"assert add(0) == {number}"],
-        "test_setup_code": "N = 1",
-        "challenge_test_list": [],
-    }
-    for number in (2, 3, 4, 10, 11, 12, 511)
-]
-
-
-def write(path, rows):
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    (gzip.open if path.suffix == ".gz" else open)(path, "wt").write(text)
-    return path
 
 
 def test_programs_of_humaneval(tmp_path):

@@ -515,7 +515,7 @@ POSITIONS = torch.tensor([[*range(5), *range(7)], [*range(3), *range(4), *range(
 def separate_logits(model, ids, **kwargs):
     """Logits of each document of the packed rows on its own."""
     rows = []
-    for row, documents in zip(ids, DOCUMENTS):
+    for row, documents in zip(ids, DOCUMENTS, strict=True):
         parts = row.split(documents.unique_consecutive(return_counts=True)[1].tolist())
         rows.append(torch.cat([model(part[None], **kwargs).logits[0] for part in parts]))
     return torch.stack(rows)
@@ -594,7 +594,7 @@ def test_flex_attention_agrees():
     with torch.no_grad():
         expected = [model(ids, **case).logits for case in cases]
         model.set_attn_implementation("flex_attention")
-        for case, logits in zip(cases, expected):
+        for case, logits in zip(cases, expected, strict=True):
             real = case.get("attention_mask", torch.ones_like(ids)) == 1
             torch.testing.assert_close(model(ids, **case).logits[real], logits[real], atol=1e-5, rtol=0)
 
@@ -609,7 +609,7 @@ def test_compiles_to_one_graph(backend):
         expected, output = model(ids, use_cache=False, **case), compiled(ids, use_cache=False, **case)
         torch.testing.assert_close(output.logits, expected.logits, atol=1e-5, rtol=0)
     gradients = torch.autograd.grad(expected.loss, list(model.parameters()))
-    for gradient, wanted in zip(torch.autograd.grad(output.loss, list(model.parameters())), gradients):
+    for gradient, wanted in zip(torch.autograd.grad(output.loss, list(model.parameters())), gradients, strict=True):
         torch.testing.assert_close(gradient, wanted, atol=1e-5, rtol=0)
     with torch.no_grad():  # and the step with which `generate` decodes from a static cache
         cache = StaticCache(config=model.config, max_cache_len=16)
@@ -659,7 +659,7 @@ def test_gradient_checkpointing_changes_nothing():
     plain = torch.autograd.grad(model(ids, labels=ids).loss, list(model.parameters()))
     model.activation_checkpointing_enable()
     checkpointed = torch.autograd.grad(model(ids, labels=ids).loss, list(model.parameters()))
-    assert all(torch.equal(first, second) for first, second in zip(plain, checkpointed))
+    assert all(torch.equal(first, second) for first, second in zip(plain, checkpointed, strict=True))
 
 
 def test_labels_make_no_cache(model):
@@ -671,8 +671,8 @@ def test_sequence_classification_reads_the_last_real_token():
     torch.manual_seed(0)
     classifier = CodeGen2ForSequenceClassification(tiny_config(num_labels=3, pad_token_id=0)).eval()
     ids, mask = left_padded()
-    right = torch.stack([row.roll(-int((keep == 0).sum())) for row, keep in zip(ids, mask)])
-    alone = torch.cat([classifier(row[keep == 1][None]).logits for row, keep in zip(ids, mask)])
+    right = torch.stack([row.roll(-int((keep == 0).sum())) for row, keep in zip(ids, mask, strict=True)])
+    alone = torch.cat([classifier(row[keep == 1][None]).logits for row, keep in zip(ids, mask, strict=True)])
     for batch in ({"input_ids": ids, "attention_mask": mask}, {"input_ids": right, "attention_mask": mask.flip(-1)}):
         torch.testing.assert_close(classifier(**batch).logits, alone, atol=1e-5, rtol=0)
     torch.testing.assert_close(classifier(right).logits, alone, atol=1e-5, rtol=0)

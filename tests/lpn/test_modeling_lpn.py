@@ -57,9 +57,11 @@ def test_equals_the_naive_implementation(variant):
     output = model(*demonstrations)
     expected = naive.loss(*demonstrations)
     assert close(output.loss, expected)
-    names, parameters = zip(*model.named_parameters())
+    names, parameters = zip(*model.named_parameters(), strict=True)
     gradients = torch.autograd.grad(output.loss, parameters, allow_unused=True)
-    for name, ours, theirs in zip(names, gradients, torch.autograd.grad(expected, parameters, allow_unused=True)):
+    for name, ours, theirs in zip(
+        names, gradients, torch.autograd.grad(expected, parameters, allow_unused=True), strict=True
+    ):
         assert (ours is None) == (theirs is None), name
         assert ours is None or close(ours, theirs, 5e-5), name
 
@@ -164,8 +166,11 @@ def test_accumulation_equals_batch(method):
             search_noise=search_noise[one],
             **arguments,
         ).loss
-        parts = [a + b / 4 for a, b in zip(parts or [0.0] * len(whole), torch.autograd.grad(loss, model.parameters()))]
-    assert all(close(a, b, 1e-4) for a, b in zip(whole, parts))
+        parts = [
+            a + b / 4
+            for a, b in zip(parts or [0.0] * len(whole), torch.autograd.grad(loss, model.parameters()), strict=True)
+        ]
+    assert all(close(a, b, 1e-4) for a, b in zip(whole, parts, strict=True))
 
 
 def test_second_candidate_is_another_output_where_there_is_one():

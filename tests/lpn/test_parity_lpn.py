@@ -125,7 +125,7 @@ def test_decoder_logits(case):
     for chunk in case.model._decoder_chunks(case.pairs, torch.arange(len(latents))):
         row_part, col_part, cells = (part[:, 0] for part in case.model._logits(latents[chunk.entries], chunk))
         row_logits[chunk.entries], col_logits[chunk.entries] = row_part, col_part
-        for entry, (height, width), logits in zip(chunk.entries, chunk.shapes.tolist(), cells):
+        for entry, (height, width), logits in zip(chunk.entries, chunk.shapes.tolist(), cells, strict=True):
             grid_logits[entry, :height, :width] = logits[: height * width].view(height, width, -1)
             valid[entry, :height, :width] = True
     case.close("dec/row_logits", row_logits.view(*shape, -1), 1e-5)
@@ -258,7 +258,7 @@ def test_generation(case):
 def compare_grids(case, prefix, output, attempt):
     shapes, grids = case[f"{prefix}/shape_{attempt}"].long(), case[f"{prefix}/grid_{attempt}"].long()
     assert torch.equal(output.output_shapes[:, 0, 0], shapes), prefix
-    for ours, theirs, (rows, cols) in zip(output.output_grids[:, 0, 0], grids, shapes.tolist()):
+    for ours, theirs, (rows, cols) in zip(output.output_grids[:, 0, 0], grids, shapes.tolist(), strict=True):
         assert torch.equal(ours[:rows, :cols], theirs[:rows, :cols]), prefix
 
 

@@ -21,8 +21,8 @@ TASK = {
 def test_encode_and_decode_are_inverse(texts, is_output, step):
     processor = StringProcessor(20, output_step=step)
     grids, shapes = processor.encode(texts, is_output)
-    assert [processor.decode(grid[:, :cols]) for grid, (_, cols) in zip(grids, shapes)] == texts
-    for text, (rows, cols) in zip(texts, shapes):
+    assert [processor.decode(grid[:, :cols]) for grid, (_, cols) in zip(grids, shapes, strict=True)] == texts
+    for text, (rows, cols) in zip(texts, shapes, strict=True):
         assert rows == 1 and max(len(text), 1) <= cols <= 20
         assert not is_output or cols % step == 0 or cols == 20
         assert is_output or cols == max(len(text), 1)

@@ -9,14 +9,13 @@ import pytest
 import torch
 from accelerate import PartialState, debug_launcher
 from accelerate.state import AcceleratorState
+from cases_code import HUMANEVAL, INFILL, MBPP, ROWS, write
 from cases_codegen2 import tiny_tokenizer, tokenizer_config
+from cases_recipes import ROOT, call, flags, launch, load_recipe
 
 from modeling_lpn import CodeGen2ForCausalLM
 from modeling_lpn.arguments import parse_recipe
 from modeling_lpn.sandbox.execution import isolation_level
-from tests.code.test_benchmarks import HUMANEVAL, INFILL, MBPP, write
-from tests.code.test_evaluation import ROWS
-from tests.recipes.test_lpn import ROOT, call, flags, launch, load_recipe
 
 
 evaluate = load_recipe("evaluate_codegen2")

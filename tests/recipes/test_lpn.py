@@ -1,18 +1,14 @@
 """The real commands, on tiny settings."""
 
-import importlib.util
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from cases_recipes import ROOT, call, command, flags, launch, load_recipe, weights
 from transformers import AutoModel, AutoProcessor
 
 from modeling_lpn import LPNConfig, LPNModel, PatternTask, SearchConfig, TaskStream
@@ -22,9 +18,7 @@ from modeling_lpn.tasks.metrics import validate_submission
 from modeling_lpn.tasks.stream import tasks_from_stream
 
 
-ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes" / "lpn").glob("*.yaml"))
-TWO_PROCESSES = ROOT / "recipes" / "accelerate_configs" / "cpu_2proc.yaml"
 TINY = {
     "num_threads": 1,
     "task_num_rows": 4,
@@ -57,69 +51,7 @@ TINY_EVALUATION = {
 }
 
 
-def load_recipe(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "recipes" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
-    return module
-
-
 train, evaluate = load_recipe("train_lpn"), load_recipe("evaluate_lpn")
-
-
-def flags(settings, **more):
-    texts = []
-    for name, value in {**settings, **more}.items():
-        texts += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-    return texts
-
-
-def call(module, monkeypatch, *arguments):
-    """Runs a recipe in this process."""
-    monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
-    threads = torch.get_num_threads()
-    try:
-        module.main()
-    finally:
-        torch.set_num_threads(threads)
-
-
-def command(*launcher, recipe, arguments):
-    script = str(ROOT / "recipes" / f"{recipe}.py")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return {"args": [sys.executable, *launcher, script, *arguments], "env": environment, "cwd": ROOT}
-
-
-def launch(recipe, *arguments):
-    """Runs a recipe in two processes on the CPU."""
-    port = 20000 + os.getpid() % 20000  # test runs side by side must not meet
-    launcher = (
-        "-m",
-        "accelerate.commands.launch",
-        "--config_file",
-        str(TWO_PROCESSES),
-        "--main_process_port",
-        str(port),
-    )
-    process = subprocess.Popen(
-        **command(*launcher, recipe=recipe, arguments=arguments),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        output, errors = process.communicate(timeout=120)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)  # the launcher alone would leave its processes behind
-        raise
-    assert process.returncode == 0, errors[-3000:]
-    return output
-
-
-def weights(folder):
-    return {name: tensor.clone() for name, tensor in load_file(Path(folder) / "model.safetensors").items()}
 
 
 @pytest.fixture(scope="module")
@@ -364,6 +296,15 @@ def test_mistakes_are_named(tmp_path, monkeypatch):
         call(train, monkeypatch, *flags(TINY, output_dir=tmp_path, task_path="x"))
     with pytest.raises(ValueError, match="`eval_seed` have the same seed 5"):
         call(train, monkeypatch, *flags(TINY, output_dir=tmp_path, seed=5, eval_seed=5))
+    excluding = [
+        ({"eval_budgets": [0, -1]}, "`eval_budgets` hold -1"),
+        ({"num_eval_tasks": 0, "eval_strategy": "steps"}, "`num_eval_tasks` is 0 while `eval_strategy` is steps"),
+        ({"load_best_model_at_end": "true"}, "`load_best_model_at_end` is True while `eval_strategy` is no"),
+    ]
+    for settings, message in excluding:
+        with pytest.raises(ValueError, match=message):
+            call(train, monkeypatch, *flags({**TINY, **settings}, output_dir=tmp_path / "none"))
+    assert not (tmp_path / "none" / "model.safetensors").exists()
     with pytest.raises(ValueError, match="model_name_or_path"):
         call(evaluate, monkeypatch, "--tasks", "pattern")
     with pytest.raises(FileNotFoundError, match="neither a known source nor a file"):

@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from cases_codegen2 import tiny_tokenizer, tokenizer_config, write_release
+from cases_recipes import ROOT, command, flags, launch, load_recipe, weights
+from cases_recipes import call as call_recipe
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from modeling_lpn import CodeGen2Config, CodeGen2ForCausalLM, infill_layout
@@ -20,8 +22,6 @@ from modeling_lpn.arguments import given, parse_recipe
 from modeling_lpn.code.corpora import split_source, stream_corpus, tokenize_corpus
 from modeling_lpn.code.trainer import load_code_model
 from modeling_lpn.codegen2.infilling_codegen2 import MaskLayout
-from tests.recipes.test_lpn import ROOT, command, flags, launch, load_recipe, weights
-from tests.recipes.test_lpn import call as call_recipe
 
 
 FILE = "def function_{0}(a, b):\n    total = a + {0} * b\n    return total  # no <mask_1> here\n\n\n"
@@ -195,9 +195,13 @@ def test_settings_of_objectives_are_flags(data, tmp_path, monkeypatch, capsys):
 def test_mistakes_are_named(data, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="`max_lenght` is no known argument; did you mean `max_length`"):
         call(monkeypatch, *settings_of(data, tmp_path, max_lenght=3))
+    arguments = settings_of(data, tmp_path)
+    place = arguments.index("--validation_files")
+    with pytest.raises(ValueError, match="`eval_strategy` is steps and there are no `validation_files`"):
+        call(monkeypatch, *arguments[:place], *arguments[place + 2 :])
     with pytest.raises(ValueError, match="Unknown preset 'codegen'"):
         call(monkeypatch, *settings_of(data, tmp_path, preset="codegen"))
-    with pytest.raises(FileNotFoundError, match="nowhere.parquet' is no Parquet file"):
+    with pytest.raises(FileNotFoundError, match="nowhere.parquet' is no Parquet, JSON or JSON lines file"):
         call(monkeypatch, *settings_of(data, tmp_path, train_files="nowhere.parquet", source_weights=1))
     with pytest.raises(ValueError, match="has no column 'content'; name the one of file contents: text, path"):
         call(monkeypatch, *settings_of(data, tmp_path, text_column="content"))
@@ -224,7 +228,7 @@ def test_names_of_sources():
 def test_every_recipe_is_understood(path, tmp_path):
     if path.stem.endswith("_eval"):
         return
-    types = [train.RunArguments, train.ObjectiveArguments, train.CodeGen2Arguments, train.CodeTrainingArguments]
+    types = [train.RunArguments, train.objective_arguments(), train.CodeGen2Arguments, train.CodeTrainingArguments]
     flags = [str(path), "--output_dir", str(tmp_path), "--bf16", "false"]
     run, objective_args, model_args, args = parse_recipe(types, flags)
     assert run.train_files and (args.max_steps > 0 or args.num_train_epochs > 0)

@@ -74,7 +74,7 @@ def test_grids_hold_the_strings_of_the_task(name):
     for row in range(20):
         program, *texts = task.draw(dice)
         assert batch["program"][row] == program
-        for side, expected in zip(("input", "output"), texts):
+        for side, expected in zip(("input", "output"), texts, strict=True):
             assert list(map(task.processor.decode, batch[f"{side}_grids"][row])) == expected
 
 
@@ -116,7 +116,7 @@ def read_value(text):
 def test_list_tasks_are_what_their_programs_compute(seed, split):
     program, inputs, outputs = ListTask(4, split=split).draw(random.Random(seed))
     assert split_of(program) == split
-    for text, output in zip(inputs, outputs):
+    for text, output in zip(inputs, outputs, strict=True):
         first, closed, rest = text.partition("]")
         values = [read_value(first + closed)] + ([read_value(rest.strip())] if rest else [])
         assert lists.write_value(lists.run_program(program, values)) == output
@@ -142,7 +142,7 @@ def test_every_rule_on_sequences_against_loops():
     assert len(np.unique(table, axis=0)) == len(table)
     inputs = rng.integers(0, 5, (len(table), 6, 7), dtype=np.uint8)
     outputs = apply_rules(inputs, table)
-    for rule, before, after in zip(table.tolist(), inputs.tolist(), outputs.tolist()):
+    for rule, before, after in zip(table.tolist(), inputs.tolist(), outputs.tolist(), strict=True):
         assert after == [naive_rule(values, rule) for values in before], rule
     changed = (outputs != inputs).any(axis=(1, 2))
     assert all(changed[table[:, 0] == kind].mean() > 0.8 for kind in range(5))
@@ -154,9 +154,9 @@ def test_sequence_tasks_are_what_their_programs_compute():
     assert set((batch["program"] >= 0).sum(axis=1)) == {1, 2, 3, 4}
     table = rule_table(6).tolist()
     for program, inputs, outputs in zip(
-        batch["program"], batch["input_grids"].tolist(), batch["output_grids"].tolist()
+        batch["program"], batch["input_grids"].tolist(), batch["output_grids"].tolist(), strict=True
     ):
-        for (values,), (expected,) in zip(inputs, outputs):
+        for (values,), (expected,) in zip(inputs, outputs, strict=True):
             for rule in program[program >= 0]:
                 values = naive_rule(values, table[rule])
             assert values == expected

@@ -1,0 +1,149 @@
+"""The console script `modeling-lpn`: trained models without a line of Python."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from transformers.utils import logging
+
+from .pipelines import load_pipeline
+from .runs import run_recipe
+from .tasks.arc import load_tasks
+from .tasks.metrics import make_submission
+
+
+HOLE = "<FILL_ME>"
+
+
+class _Parser(argparse.ArgumentParser):
+    def __init__(self, *args, example: str = "", **kwargs):
+        super().__init__(
+            *args,
+            epilog=example and f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            **kwargs,
+        )
+
+    def error(self, message):
+        raise ValueError(f"{message} (see {self.prog} --help)")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; each sets `run`, the function that is called with what was parsed."""
+    parser = _Parser(
+        prog="modeling-lpn",
+        description="Neural program synthesis with trained models.",
+        example="modeling-lpn solve task.json --model model_cards/lpn-pattern-4x4",
+    )
+    commands = parser.add_subparsers(required=True, metavar="command", parser_class=_Parser)
+    _add_solve(commands)
+    _add_infill(commands)
+    return parser
+
+
+def _add_solve(commands) -> None:
+    solve = commands.add_parser(
+        "solve",
+        help="infer the program of ARC tasks by latent search, and execute it",
+        description="Infers the program of ARC tasks by latent search and executes it on their test inputs.",
+        example="modeling-lpn solve task.json --model model_cards/lpn-pattern-4x4 --budget 100",
+    )
+    solve.add_argument(
+        "tasks", help="a JSON file with a task or with challenges, a folder, a Parquet file, or arcagi:evaluation"
+    )
+    solve.add_argument("--model", required=True, help="folder or Hub name of an LPN model")
+    solve.add_argument("--budget", type=int, help="gradient steps, or samples; the model's own setting if not given")
+    solve.add_argument("--seed", type=int, default=0, help="seed of the search (default: 0)")
+    solve.add_argument("--json", action="store_true", help="print an ARC Prize submission instead of text")
+    solve.set_defaults(run=solve_tasks)
+
+
+def _add_infill(commands) -> None:
+    infill = commands.add_parser(
+        "infill",
+        help="fill the holes of a source file",
+        description=f"Prints a source file with its holes filled. A hole is written {HOLE}. Nothing is executed.",
+        example="modeling-lpn infill holes.py --model model_cards/codegen2-python-1m > filled.py",
+    )
+    infill.add_argument("file", help="the source file; - reads the standard input")
+    infill.add_argument("--model", required=True, help="folder or Hub name of a CodeGen2 model")
+    infill.add_argument("--hole", default=HOLE, help=f"how a hole is written (default: {HOLE})")
+    infill.add_argument("--max_new_tokens", type=int, default=64, help="longest filling of a hole (default: 64)")
+    infill.set_defaults(run=infill_file)
+
+
+def solve_tasks(args: argparse.Namespace) -> None:
+    """`modeling-lpn solve`."""
+    infer = load_pipeline(args.model, "program-induction")
+    tasks = load_tasks(args.tasks, processor=infer.processor)
+    predictions = {}
+    for task in tasks:
+        result = infer(task, budget=args.budget, seed=args.seed)
+        predictions[task["task_id"]] = result["grids"]
+        if not args.json:
+            print(describe_result(task, result), flush=True)
+    if args.json:
+        print(json.dumps(make_submission(predictions, tasks)))
+
+
+def describe_result(task: dict, result: dict) -> str:
+    """What [`ProgramInductionPipeline`] found for a task, as text; right or wrong where the task tells its outputs."""
+    lines = [f"task {task['task_id']}: {result['num_evaluations']} decoder evaluations"]
+    for number, (pair, grids) in enumerate(zip(task["test"], result["grids"], strict=True)):
+        for attempt, (grid, score) in enumerate(zip(grids, result["scores"][number], strict=True), 1):
+            verdict = "" if pair.get("output") is None else f", {'right' if grid == pair['output'] else 'wrong'}"
+            lines.append(f"test input {number}, attempt {attempt} (score {score:.3f}{verdict})")
+            lines += ["  " + " ".join(map(str, row)) for row in grid]
+    return "\n".join(lines)
+
+
+def infill_file(args: argparse.Namespace) -> None:
+    """`modeling-lpn infill`."""
+    if args.max_new_tokens < 1:
+        raise ValueError(f"--max_new_tokens is {args.max_new_tokens}; give 1 or more")
+    pieces = split_at_holes(read_source(args.file), args.hole)
+    fill = load_pipeline(args.model, "code-infilling")
+    result = fill({"pieces": pieces}, max_new_tokens=args.max_new_tokens)
+    sys.stdout.write(result["text"])
+    for number, ended in enumerate(result["finished"], 1):
+        if not ended:
+            print(f"hole {number} was cut off after {args.max_new_tokens} tokens", file=sys.stderr)
+    if result["truncated"]:
+        print("the file is longer than the model's context: text far from the holes was not read", file=sys.stderr)
+
+
+def read_source(path: str) -> str:
+    """The text of a file, or of the standard input for `-`; `ValueError` if it is no text."""
+    try:
+        return sys.stdin.read() if path == "-" else Path(path).read_bytes().decode()  # line ends stay as they are
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no UTF-8 text ({error})") from error
+
+
+def split_at_holes(text: str, hole: str = HOLE) -> list[str]:
+    """
+    The texts before, between and after the holes.
+
+    Raises `ValueError` where there is no hole.
+    """
+    pieces = text.split(hole) if hole else [text]
+    if len(pieces) < 2:
+        raise ValueError(f"the text has no hole; write {hole or HOLE} where code is missing")
+    return pieces
+
+
+def main() -> None:
+    """Entry point: reads `sys.argv`; a mistake ends in one line and status 2."""
+
+    def run():
+        args = build_parser().parse_args()
+        logging.disable_progress_bar()  # of loading some megabytes
+        args.run(args)
+
+    run_recipe(run)
+
+
+if __name__ == "__main__":
+    main()
