@@ -145,7 +145,7 @@ def main():
     extra = {"ambiguity": ambiguity(args, task_args)} if args.num_ambiguity_tasks else {}
     if args.calibrate:
         extra["calibration"] = dataclasses.asdict(calibrate(args, task_args, model, processor, search))
-    for source, file in zip(args.tasks, files):
+    for source, file in zip(args.tasks, files, strict=True):
         generated = source in TASK_GENERATORS
         results = {}
         for count in args.num_examples if generated else args.num_examples[-1:]:

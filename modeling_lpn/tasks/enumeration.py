@@ -66,7 +66,7 @@ def find_parts(inputs: Sequence[str], outputs: Sequence[str], max_steps: int, de
                     continue
                 seen.add(results)
                 following.append(((*part, step), results))
-                if all(result and result in output for result, output in zip(results, outputs)):
+                if all(result and result in output for result, output in zip(results, outputs, strict=False)):
                     yield following[-1]
         level = following
 
@@ -126,8 +126,8 @@ def _concatenations(rest: tuple[str, ...], size: int, by_first: dict, deadline: 
         return
     for end in range(1, len(rest[0]) + 1):
         for part, results in by_first.get(rest[0][:end], ()):
-            if len(part) <= size and all(text.startswith(result) for text, result in zip(rest, results)):
-                left = tuple(text[len(result) :] for text, result in zip(rest, results))
+            if len(part) <= size and all(text.startswith(result) for text, result in zip(rest, results, strict=False)):
+                left = tuple(text[len(result) :] for text, result in zip(rest, results, strict=False))
                 for program in _concatenations(left, size - len(part), by_first, deadline):
                     yield (part, *program)
 
@@ -138,7 +138,7 @@ def answer_by_enumeration(task: dict, max_size: int = 4, seconds: float = 1.0) -
     queries = [pair["input"] for pair in task["test"]]
     answers: list[list[str]] = [[] for _ in queries]
     for program in enumerate_programs(inputs + queries, outputs, max_size, seconds):
-        for query, found in zip(queries, answers):
+        for query, found in zip(queries, answers, strict=True):
             answer = run_program(program, query)
             if answer not in found and len(found) < 2:
                 found.append(answer)

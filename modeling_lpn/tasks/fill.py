@@ -143,8 +143,8 @@ def answer_task(
             part = {name: tensor[:, start : start + QUERIES_AT_ONCE] for name, tensor in queries.items()}
             output = model.execute(found.latents, **part, num_candidates=num_candidates, log_probs=found.log_probs)
             texts, own = processor.post_process(output)[0], _own_log_probs(model, part, output)
-            for candidates, values in zip(texts, own.tolist()):
-                best = {text: (fit, value) for text, value in reversed([*zip(candidates, values)])}
+            for candidates, values in zip(texts, own.tolist(), strict=True):
+                best = {text: (fit, value) for text, value in reversed([*zip(candidates, values, strict=True)])}
                 answers.append([Answer(text, best[text]) for text in dict.fromkeys(candidates)])
     if calibration is not None:
         for answer in (answer for row in answers for answer in row):
@@ -263,7 +263,7 @@ def fill_table(
     place = table.columns.index(table.output_column)
     rows = [list(row) for row in table.rows]
     cells = []
-    for index, (best, *others) in zip([i for i, row in enumerate(rows) if not row[place]], answers):
+    for index, (best, *others) in zip([i for i, row in enumerate(rows) if not row[place]], answers, strict=True):
         rows[index][place] = best.text
         is_sure = best.probability is not None and best.probability >= threshold
         cells.append(FilledCell(index, best.text, best.probability, is_sure, [other.text for other in others]))

@@ -41,7 +41,7 @@ def test_against_loops():
             query, scale = head.q_proj(head.norm(states[row, token])), head.scale_proj(head.norm(states[row, token]))
             real = [cell for cell in range(4) if mask[row, cell]]
             scores = torch.stack([query @ head.k_proj(head.norm(cells[row, cell])) * head.scaling for cell in real])
-            for cell, weight in zip(real, scores.softmax(0)):
+            for cell, weight in zip(real, scores.softmax(0), strict=True):
                 expected[row, token, colors[row, cell]] += LPNCopyHead.MAX_SCALE * scale.sigmoid()[0] * weight
     torch.testing.assert_close(logits, expected)
 
@@ -81,7 +81,7 @@ def test_without_it_a_model_is_what_it_was():
     plain, copying = make_model(copy_inputs=False), make_model()
     names = set(copying.state_dict()) - set(plain.state_dict())
     assert names == {f"decoder.copy_head.{name}.weight" for name in ("q_proj", "k_proj", "scale_proj")}
-    copying.load_state_dict(plain.state_dict(), strict=False)
+    copying.load_state_dict(plain.state_dict(), strict=True)
     batch = {name: tensor for name, tensor in make_batch(["abc"]).items() if "query" not in name}
     with torch.no_grad():
         copying.decoder.copy_head.MAX_SCALE = 0.0

@@ -48,7 +48,7 @@ def test_many_rows_give_what_one_row_gives(model_and_processor, monkeypatch):
     task = make_table(5).task()
     together, _ = answer_task(*model_and_processor, task)
     monkeypatch.setattr(fill, "QUERIES_AT_ONCE", 2)
-    for answers, apart in zip(together, answer_task(*model_and_processor, task)[0]):
+    for answers, apart in zip(together, answer_task(*model_and_processor, task)[0], strict=True):
         assert [answer.text for answer in answers] == [answer.text for answer in apart]
         np.testing.assert_allclose([a.scores for a in answers], [a.scores for a in apart], atol=1e-4)
 
