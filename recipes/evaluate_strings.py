@@ -12,6 +12,7 @@ generator and writes `calibration.json` into the folder of the model.
 
 import dataclasses
 import math
+import random
 import time
 from pathlib import Path
 
@@ -93,13 +94,9 @@ def evaluate_latent(args, model, processor, tasks: list[dict], search: SearchCon
 def ambiguity(args, task_args) -> dict:
     """How many generated tasks have another program of the same size with another output for the test input."""
     task = make_task("string", task_args, num_pairs=max(args.num_examples) + 1, split="test")
-    stream = TaskStream(task, args.num_ambiguity_tasks, args.seed)
-    count = 0
-    for index in range(args.num_ambiguity_tasks):
-        block, row = stream._block(index // 256), index % 256
-        texts = [[*map(task.processor.decode, block[f"{side}_grids"][row])] for side in ("input", "output")]
-        count += is_ambiguous(block["program"][row], *texts)
-    return {"num_tasks": args.num_ambiguity_tasks, "share_ambiguous": count / args.num_ambiguity_tasks}
+    dice, num_tasks = random.Random(args.seed), args.num_ambiguity_tasks
+    count = sum(is_ambiguous(*task.draw(dice)) for _ in range(num_tasks))
+    return {"num_tasks": num_tasks, "num_examples": max(args.num_examples), "share_ambiguous": count / num_tasks}
 
 
 def calibrate(args, task_args, model, processor, search: SearchConfig) -> Calibration:

@@ -1,6 +1,6 @@
 """Times the task generators: tasks of five pairs for a second of processor time, on one core.
 
-    python recipes/benchmarks/generators.py --output results/benchmark_generators.json
+python recipes/benchmarks/generators.py --output results/benchmark_generators.json
 """
 
 import dataclasses

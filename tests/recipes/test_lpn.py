@@ -353,3 +353,20 @@ def test_strings_from_training_to_scores(tmp_path, monkeypatch, capsys):
     assert read["num_tasks"] == 2 and read["num_unreadable"] == 1
     assert json.loads((model / "calibration.json").read_text()) == generated["calibration"]
     assert "some.jsonl: 2 tasks, 1 of them unreadable" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="is a model of strings; evaluate it with recipes/evaluate_strings.py"):
+        call(evaluate, monkeypatch, "--model_name_or_path", model, "--output_dir", tmp_path / "other")
+    with pytest.raises(ValueError, match="string.json"):
+        call(strings, monkeypatch, *flags(settings, model_name_or_path=model, output_dir=tmp_path / "out"))
+    with pytest.raises(ValueError, match="generator 'sequence' has no strings"):
+        call(
+            strings,
+            monkeypatch,
+            "--model_name_or_path",
+            model,
+            "--tasks",
+            "sequence",
+            "--output_dir",
+            tmp_path / "new",
+        )
+    with pytest.raises(ValueError, match="`max_cols` is 20, but task 'string' has grids with 16; set `max_cols: 16`"):
+        call(train, monkeypatch, *flags({**TINY_STRINGS, "max_cols": 20}, output_dir=tmp_path / "wrong"))
