@@ -496,13 +496,14 @@ def gradient_search(problem: SearchProblem, config: SearchConfig) -> SearchOutpu
     returned, the starts included. Samples, if any, are further starts around the mean of the real ones.
     """
     starts, start_mask = _with_samples(problem, config)
-    num_steps = torch.full_like(start_mask[:, 0], config.num_steps, dtype=torch.long)
+    num_steps, most_steps = torch.full_like(start_mask[:, 0], config.num_steps, dtype=torch.long), config.num_steps
     if problem.limit is not None:
         num_steps = num_steps.clamp(max=problem.limit // start_mask.sum(1) - 1)
+        most_steps = int(num_steps.max())
     ascent, latents = _Ascent(config, num_steps), starts if config.second_order else starts.detach()
     path, values = [latents], []
     with torch.enable_grad():
-        for _ in range(int(num_steps.max())):
+        for _ in range(most_steps):
             value, grads = _value_and_grad(problem.log_prob, latents, config)
             latents = latents + ascent(_clip(grads, start_mask, config))
             path.append(latents)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from modeling_lpn import LPNConfig, LPNModel, SearchConfig
+from modeling_lpn.lpn.plan_lpn import GridPlan
 from recipes.benchmarks.naive_lpn import NaiveLPN
 
 
@@ -78,6 +79,135 @@ def test_equals_the_naive_implementation(variant):
         grids, shapes = naive.generate(latents[:, 0].detach(), queries[0][:, query], queries[1][:, query])
         assert torch.equal(output.output_shapes[:, query, 0], shapes)
         assert torch.equal(output.output_grids[:, query, 0], grids)
+
+
+SHARING = {**VARIANTS, "with_dropout": {"decoder_dropout": 0.2}}
+
+
+@pytest.mark.parametrize("uniform", [True, False])
+@pytest.mark.parametrize("name", SHARING)
+def test_what_the_latent_does_not_touch_is_shared_exactly(name, uniform, monkeypatch):
+    """Values, gradients of latents and weights, and curvature of the shared first layer, against computing it anew."""
+    torch.manual_seed(0)
+    model = make_model(**{"variant": name} if name in VARIANTS else SHARING[name])
+    demonstrations, _ = make_tasks(batch=2)
+    if uniform:
+        demonstrations = (*demonstrations[:2], torch.full((2, 4, 2), 5), torch.full((2, 4, 2), 4))
+    latents = torch.randn(2, 3, 8, requires_grad=True)
+    mask = torch.ones(2, 4, dtype=torch.bool)
+    mask[1, 1] = False
+    results = []
+    for can_share in (True, False):
+        monkeypatch.setattr(type(model.decoder), "_can_share", lambda self, value=can_share: value)
+        chunks = model._decoder_chunks(model._demonstrations(*demonstrations, mask).own_tasks(), share=True)
+        assert all((chunk.shared is not None) == can_share for chunk in chunks)
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            value = model._evidence(latents, chunks)
+        inputs = [latents, *model.decoder.parameters()]
+        gradients = torch.autograd.grad(value.square().sum(), inputs, create_graph=True, allow_unused=True)
+        curvature = torch.autograd.grad(gradients[0].square().sum(), inputs, allow_unused=True)
+        results.append([value, *gradients, *curvature])
+    scale = max(float(t.detach().abs().max()) for t in results[1] if t is not None)
+    for ours, plain in zip(*results, strict=True):
+        assert (ours is None) == (plain is None)
+        assert ours is None or close(ours, plain, 1e-5 * scale)
+
+
+def test_shared_attention_is_exact_for_extreme_scores():
+    """The latent key may take all of a token's attention or nothing of it."""
+    model, (demonstrations, _) = make_model(), make_tasks(batch=2)
+    with torch.no_grad():
+        for name in ("q_proj", "k_proj"):
+            getattr(model.decoder.layers[0].attention, name).weight.mul_(30.0)
+    latents = torch.randn(2, 4, 8)
+    shared = model.log_prob(latents, *demonstrations)
+    alone = torch.cat([model.log_prob(latents[:, k : k + 1], *demonstrations) for k in range(4)], 1)
+    assert close(shared, alone, 1e-4)
+
+
+@pytest.mark.parametrize("search", [{"num_steps": 1}, {"num_steps": 2, "starts": "mean+pairs"}, {"method": "random"}])
+@pytest.mark.parametrize("num_pairs", [(4, 4, 4), (2, 4, 3)])
+def test_leave_one_out_embeds_a_pair_once_for_all_its_rows(search, num_pairs):
+    """Programs of the training loss equal those of separate searches without each pair."""
+    model, (demonstrations, _) = make_model(), make_tasks(batch=3)
+    search = SearchConfig(**search, **({"num_samples": 3} if "method" in search else {}))
+    noise = torch.randn(3, 4, 3, 8)
+    mask = torch.arange(4) < torch.tensor(num_pairs).unsqueeze(1)
+    programs = model(
+        *demonstrations, mask, search_config=search, search_noise=noise[:, :, : search.num_samples]
+    ).programs
+    for task, count in enumerate(num_pairs):
+        for pair in range(count):
+            kept = [k for k in range(count) if k != pair]
+            alone = model._demonstrations(*(tensor[task : task + 1, kept] for tensor in demonstrations), None)
+            latents = model._encode(alone, False, None).latents
+            own = noise[task, pair, : search.num_samples].unsqueeze(0)
+            found = model._search(latents, alone.pair_mask, alone.own_tasks(), search, own)
+            assert close(programs[task, pair], found.latents[0, 0], 1e-4)
+
+
+def test_a_search_keeps_no_graph_of_the_weights():
+    """Of an MLP autograd saves what the activation needs for the latent, once; not the input of a product for its weight."""
+    model, (demonstrations, _), kept = make_model(decoder_mlp_factor=8.0), make_tasks(), []
+
+    def keep(tensor):
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model.search(*demonstrations, num_steps=1)
+    inner = model.config.decoder_stack.intermediate_size
+    chunks = model._decoder_chunks(model._demonstrations(*demonstrations, None).own_tasks(), share=True)
+    weights = {parameter.data_ptr() for parameter in model.parameters()}
+    activations = [t for t in kept if t.dim() > 2 and t.shape[-1] == inner and t.data_ptr() not in weights]
+    assert len(activations) == model.config.decoder_num_layers * len(chunks)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+HOST_READS = ("item", "tolist", "nonzero", "__bool__", "__int__", "__float__", "cpu", "masked_select")
+
+
+@pytest.mark.parametrize(
+    "uniform,planned,most", [(True, True, 0), (False, True, 0), (False, False, 3)], ids=["fixed", "mixed", "unplanned"]
+)
+@pytest.mark.parametrize("search", [None, {"num_steps": 2}, {"method": "random", "num_samples": 3}, {"method": "all"}])
+def test_a_training_step_does_not_wait_for_the_device(search, uniform, planned, most, monkeypatch):
+    """
+    Reads of a tensor by the host, each of which waits on a GPU: none with a plan; without one the transfer of shapes and
+    mask, and a look at the colours of either side.
+    """
+    model, (demonstrations, _) = make_model().train(), make_tasks()
+    if uniform:
+        demonstrations = (*demonstrations[:2], torch.full((3, 4, 2), 5), torch.full((3, 4, 2), 4))
+    mask = torch.ones(3, 4, dtype=torch.bool)
+    mask[0, 3] = uniform
+    plan = GridPlan(*(t.numpy() for t in (*demonstrations[2:], mask)), num_colors=10) if planned else None
+    reads = []
+    for name in HOST_READS:
+        original = getattr(torch.Tensor, name)
+
+        def counted(tensor, *args, _original=original, _name=name, **kwargs):
+            reads.append(_name)
+            return _original(tensor, *args, **kwargs)
+
+        monkeypatch.setattr(torch.Tensor, name, counted)
+    loss = model(*demonstrations, mask, search_config=search, plan=plan).loss
+    loss.backward()
+    assert len(reads) <= most, reads
+
+
+def test_plans_are_checked():
+    model, (demonstrations, _) = make_model(), make_tasks()
+    plan = GridPlan.of(*demonstrations[2:], torch.ones(3, 4, dtype=torch.bool))
+    assert close(model(*demonstrations, plan=plan).loss, model(*demonstrations).loss, 0.0)
+    with pytest.raises(
+        ValueError, match=r"`plan` is of 3 tasks with 4 pairs, but `input_grids` has shape \(2, 4, 6, 5\)"
+    ):
+        model(*(tensor[:2] for tensor in demonstrations), plan=plan)
+    bright = demonstrations[0].clone()
+    bright[0, 0, 0, 0] = 10
+    with pytest.raises(ValueError, match="colours from 0 to 10"):  # nobody said that the colours are known
+        model(bright, *demonstrations[1:], plan=plan)
 
 
 def test_generation_writes_shapes_of_every_size():

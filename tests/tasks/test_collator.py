@@ -129,10 +129,13 @@ def test_types_and_num_pairs():
     rng = np.random.default_rng(3)
     items = [random_item(rng, num_pairs=2), random_item(rng, num_pairs=5)]
     batch = DataCollatorForGridTasks(num_pairs=3)(items)
-    assert list(batch) == [*NAMES, "pair_mask"]
+    assert list(batch) == [*NAMES, "pair_mask", "plan"]
     assert all(batch[key].dtype == torch.int64 for key in NAMES) and batch["pair_mask"].dtype == torch.bool
     assert batch["pair_mask"].tolist() == [[True, True, False], [True, True, True]]
     assert batch["input_shapes"][0].tolist() == [*items[0]["input_shapes"].tolist(), [1, 1]]
+    for name in ("input_shapes", "output_shapes", "pair_mask"):
+        assert (getattr(batch["plan"], name) == batch[name].numpy()).all()
+    assert batch["plan"].num_colors == 10
 
 
 def test_rows_give_the_tensors_of_the_processor():
@@ -141,7 +144,7 @@ def test_rows_give_the_tensors_of_the_processor():
         {"task_id": "b", "train": [{"input": [[5]], "output": [[6]]}] * 2, "test": [{"input": [[1]]}]},
     ]
     batch, expected = DataCollatorForGridTasks()(rows), LPNProcessor()(rows)
-    for name in batch:
+    for name in (*NAMES, "pair_mask"):
         assert torch.equal(batch[name], expected[name])
     augmented = DataCollatorForGridTasks(symmetries="all")([{**row, "seed": 1} for row in rows])
     assert augmented["input_shapes"][0].tolist() == [[2, 1], [1, 1]]
