@@ -7,10 +7,14 @@ from pathlib import Path
 
 from transformers.utils import logging
 
+from .lpn.processing_lpn import StringProcessor
+from .lpn.search_lpn import SearchConfig
 from .pipelines import load_pipeline
 from .runs import run_recipe
 from .tasks.arc import load_tasks
+from .tasks.fill import Calibration, fill_table
 from .tasks.metrics import make_submission
+from .tasks.string_sources import read_table
 
 
 HOLE = "<FILL_ME>"
@@ -40,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="command", parser_class=_Parser)
     _add_solve(commands)
     _add_infill(commands)
+    _add_fill(commands)
     return parser
 
 
@@ -72,6 +77,26 @@ def _add_infill(commands) -> None:
     infill.add_argument("--hole", default=HOLE, help=f"how a hole is written (default: {HOLE})")
     infill.add_argument("--max_new_tokens", type=int, default=64, help="longest filling of a hole (default: 64)")
     infill.set_defaults(run=infill_file)
+
+
+def _add_fill(commands) -> None:
+    fill = commands.add_parser(
+        "fill",
+        help="fill a column of a table from the rows that are filled already",
+        description="Reads a table whose output column is filled in two or three rows, fills the others, and says in one"
+        " more column how sure it is of each. The file itself is not changed.",
+        example="modeling-lpn fill people.csv --output-column short --model model_cards/lpn-strings > filled.csv",
+    )
+    fill.add_argument("file", help="a .csv or .tsv file with a header, UTF-8")
+    fill.add_argument("--model", required=True, help="folder or Hub name of an LPN model of strings")
+    fill.add_argument("--output-column", "--output_column", required=True, help="the column to fill")
+    fill.add_argument("--input-columns", "--input_columns", nargs="+", help="what it depends on (default: all others)")
+    fill.add_argument("--output", help="file to write (default: print the table)")
+    fill.add_argument("--overwrite", action="store_true", help="replace the file named by --output if it is there")
+    fill.add_argument("--budget", type=int, help="gradient steps, or samples; the model's own setting if not given")
+    fill.add_argument("--threshold", type=float, default=0.9, help="probability that counts as sure (default: 0.9)")
+    fill.add_argument("--explain", action="store_true", help="say what the search did, and the next best answers")
+    fill.set_defaults(run=fill_column)
 
 
 def solve_tasks(args: argparse.Namespace) -> None:
@@ -112,6 +137,30 @@ def infill_file(args: argparse.Namespace) -> None:
             print(f"hole {number} was cut off after {args.max_new_tokens} tokens", file=sys.stderr)
     if result["truncated"]:
         print("the file is longer than the model's context: text far from the holes was not read", file=sys.stderr)
+
+
+def fill_column(args: argparse.Namespace) -> None:
+    """`modeling-lpn fill`."""
+    if args.output is not None and Path(args.output).exists() and not args.overwrite:
+        raise ValueError(f"{args.output} is there already; give another --output, or --overwrite to replace it")
+    table = read_table(args.file, args.output_column, args.input_columns)
+    infer = load_pipeline(args.model, "program-induction")
+    if not isinstance(infer.processor, StringProcessor):
+        raise ValueError(f"{args.model!r} is a model of grids; give one of strings")
+    search = SearchConfig.of(infer.model.config.search)
+    search = search if args.budget is None else search.at_budget(args.budget)
+    calibration = Calibration.load(args.model)
+    filled = fill_table(infer.model, infer.processor, table, search, calibration, args.threshold)
+    if args.output is None:
+        sys.stdout.write(filled.to_text())
+    else:
+        Path(args.output).write_text(filled.to_text(), encoding="utf-8")
+    unsure = sum(not cell.is_sure for cell in filled.cells)
+    print(f"{len(filled.cells)} cells filled, not sure of {unsure}", file=sys.stderr)
+    if calibration is None:
+        print("the model has no calibration.json: none can be sure", file=sys.stderr)
+    if args.explain:
+        print(filled.explain(), file=sys.stderr)
 
 
 def read_source(path: str) -> str:

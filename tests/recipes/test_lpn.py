@@ -253,8 +253,8 @@ def test_every_recipe_is_understood(path, tmp_path):
         )
         LPNConfig(**given(model_args))
         SearchConfig(**given(train_search, "train_search_"))
-        assert args.max_steps > 0 and run.task in ("pattern", "pairs")
-        if run.task == "pattern":
+        assert args.max_steps > 0
+        if run.task != "pairs":
             make_task(run.task, task_args)
         else:
             assert task_args.task_held_out == 20 and task_args.task_exclude_task_ids == ["40853293"]
@@ -311,3 +311,62 @@ def test_mistakes_are_named(tmp_path, monkeypatch):
         monkeypatch.setattr(evaluate.AutoModel, "from_pretrained", lambda *a, **k: LPNModel(LPNConfig()))
         monkeypatch.setattr(evaluate.AutoProcessor, "from_pretrained", lambda *a, **k: None)
         call(evaluate, monkeypatch, "--model_name_or_path", "x", "--tasks", "arcagi:evaluations-of-2031")
+
+
+TINY_STRINGS = {
+    **{name: value for name, value in TINY.items() if not name.startswith(("task_", "max_rows", "max_cols"))},
+    "task": "string",
+    "task_max_length": 16,
+    "task_max_size": 1,
+    "task_output_step": 4,
+    "vocab_size": 96,
+    "max_rows": 1,
+    "max_cols": 16,
+    "copy_inputs": "true",
+    "max_steps": 4,
+    "save_strategy": "no",
+    "eval_strategy": "steps",
+    "eval_steps": 4,
+}
+
+
+def test_strings_from_training_to_scores(tmp_path, monkeypatch, capsys):
+    model = tmp_path / "model"
+    call(train, monkeypatch, *flags(TINY_STRINGS, output_dir=model))
+    processor = AutoProcessor.from_pretrained(model)
+    assert processor.output_step == 4 and processor.max_length == 16
+    source = tmp_path / "some.jsonl"
+    pairs = {"inputs": ["ab", "cd", "e" * 30], "outputs": ["a", "c", "e"]}
+    readable = {"inputs": ["ab", "cd", "ef"], "outputs": ["a", "c", "e"]}
+    source.write_text(json.dumps(pairs) + "\n" + json.dumps(readable) + "\n")
+    settings = {name: TINY_STRINGS[name] for name in ("task_max_length", "task_max_size", "num_threads")}
+    settings |= {"num_tasks": 4, "num_examples": [1, 3], "budgets": [0, 1], "seconds": 0.02, "num_ambiguity_tasks": 1}
+    settings |= {"calibrate": "true", "num_calibration_tasks": 4, "tasks": ["string", str(source)]}
+    strings = load_recipe("evaluate_strings")
+    call(strings, monkeypatch, *flags(settings, model_name_or_path=model, output_dir=tmp_path / "out"))
+    generated, read = (json.loads((tmp_path / "out" / f"{name}.json").read_text()) for name in ("string", "some"))
+    assert [len(generated["results"][f"{k}_examples"]) for k in (1, 3)] == [2, 2]
+    assert (
+        generated["baselines"]["enumeration"]["top_1_accuracy"] >= 0
+        and 0 <= generated["ambiguity"]["share_ambiguous"] <= 1
+    )
+    assert read["num_tasks"] == 2 and read["num_unreadable"] == 1
+    assert json.loads((model / "calibration.json").read_text()) == generated["calibration"]
+    assert "some.jsonl: 2 tasks, 1 of them unreadable" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="is a model of strings; evaluate it with recipes/evaluate_strings.py"):
+        call(evaluate, monkeypatch, "--model_name_or_path", model, "--output_dir", tmp_path / "other")
+    with pytest.raises(ValueError, match="string.json"):
+        call(strings, monkeypatch, *flags(settings, model_name_or_path=model, output_dir=tmp_path / "out"))
+    with pytest.raises(ValueError, match="generator 'sequence' has no strings"):
+        call(
+            strings,
+            monkeypatch,
+            "--model_name_or_path",
+            model,
+            "--tasks",
+            "sequence",
+            "--output_dir",
+            tmp_path / "new",
+        )
+    with pytest.raises(ValueError, match="`max_cols` is 20, but task 'string' has grids with 16; set `max_cols: 16`"):
+        call(train, monkeypatch, *flags({**TINY_STRINGS, "max_cols": 20}, output_dir=tmp_path / "wrong"))
