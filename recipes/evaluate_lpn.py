@@ -117,8 +117,10 @@ def print_table(output) -> None:
 
 def summarise(output, args, task_args, search, tasks, model, compared) -> dict:
     results = [{name: value for name, value in vars(r).items() if name != "predictions"} for r in output.results]
-    for row in results:  # JSON has no infinity
+    for row, result in zip(results, output.results, strict=True):  # JSON has no infinity
         row["log_prob"] = row["log_prob"] if math.isfinite(row["log_prob"]) else None
+        if args.tasks == "pattern":
+            row["top_1_by_place"] = accuracy_by_place(tasks, result.predictions)
     return {
         "arguments": {**vars(args), **given(task_args)},
         "search": dataclasses.asdict(search),
@@ -130,6 +132,18 @@ def summarise(output, args, task_args, search, tasks, model, compared) -> dict:
         "seconds": output.seconds,
         "results": results,
     }
+
+
+def accuracy_by_place(tasks, predictions) -> dict[str, list[int]]:
+    """Of every place where the pattern can lie in the test output, "row,column" of its corner: tasks solved, tasks."""
+    places: dict[str, list[int]] = {}
+    for task in tasks:
+        (pair,) = task["test"]
+        place = next(f"{r},{c}" for r, row in enumerate(pair["input"]) for c, color in enumerate(row) if color)
+        grids = predictions.get(task["task_id"], [[None]])
+        solved, seen = places.get(place, (0, 0))
+        places[place] = [solved + (grids[0][0] == pair["output"]), seen + 1]
+    return dict(sorted(places.items()))
 
 
 def draw(output, best, tasks, args, model, processor, search) -> None:
