@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from cases_codegen2 import tiny_config
+from cases_codegen2 import tiny_config, tiny_tokenizer
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
@@ -12,6 +12,7 @@ from transformers import (
     GPT2Config,
     LlamaConfig,
     Qwen2Config,
+    default_data_collator,
 )
 
 from modeling_lpn import (
@@ -146,3 +147,30 @@ def test_what_a_model_cannot_read_is_refused():
     model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(ValueError, match="'flash_attention_2' takes no 4-D mask; set `attn_implementation`"):
         check_attention(model, "isolated_4d", fim)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # TRL gives arguments by their old names
+def test_the_same_data_through_trl(tmp_path):
+    trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
+    model, data, read = make("llama"), sequences("codegen2", num_sequences=32), []
+    collator = DataCollatorForCodeObjectives(LAYOUTS["codegen2"])
+    rows = [{name: values[0].tolist() for name, values in collator([sequence]).items()} for sequence in data]
+    settings = {"output_dir": str(tmp_path), "max_steps": 8, "per_device_train_batch_size": 4, "learning_rate": 1e-2}
+    settings |= {"use_cpu": True, "bf16": False, "report_to": "none", "save_strategy": "no", "logging_steps": 2}
+    settings |= {"dataset_kwargs": {"skip_prepare_dataset": True}, "remove_unused_columns": False}
+    trainer = trl.SFTTrainer(
+        model,
+        args=trl.SFTConfig(**settings),
+        train_dataset=datasets.Dataset.from_list(rows),
+        data_collator=default_data_collator,
+        processing_class=tiny_tokenizer(),
+    )
+    forward = model.forward
+    model.forward = lambda *args, **kwargs: read.append(kwargs) or forward(*args, **kwargs)
+    trainer.train()
+    # What keeps packed files apart: positions, no cache, no padding mask.
+    assert all(batch["use_cache"] is False and "attention_mask" not in batch for batch in read)
+    assert (read[0]["position_ids"] == 0).sum() > 4
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] < losses[0]
