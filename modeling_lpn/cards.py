@@ -170,6 +170,15 @@ class Evaluation:
         return len(self.record.get("compared_on_validation_tasks") or ())
 
     @property
+    def clean(self) -> str:
+        """The scores without tasks of the training data, at every budget."""
+        rows = [(row["budget"], row.get("scores_without_leaks")) for row in self.rows]
+        name = "top_2_strict_task_accuracy"
+        return ", ".join(
+            f"{percent(scores[name])} at budget {budget} (two attempts)" for budget, scores in rows if scores
+        )
+
+    @property
     def leaks(self) -> str:
         found = self.record.get("leaks")
         if not found:

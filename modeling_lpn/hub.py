@@ -571,6 +571,8 @@ def publish_dataset(
             if _is_named(name, DATASET_FILES):
                 Path(scratch, name).parent.mkdir(exist_ok=True)
                 _copy(folder / name, Path(scratch, name))
+        if (manifest := Path(scratch, "manifest.json")).is_file():
+            manifest.write_text(json.dumps(_without_folders(read_file(manifest)), indent=1) + "\n", encoding="utf-8")
         return upload(
             scratch,
             repo_id,

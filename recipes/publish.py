@@ -91,18 +91,13 @@ def main():
     if len(argv) >= 2 and not argv[0].startswith("-") and not argv[1].startswith("-"):
         argv = [f"--folder={argv[0]}", f"--repo_id={argv[1]}", *argv[2:]]
     (args,) = parse_recipe([PublishArguments], argv)
-    if (
-        args.public
-        and args.license is None
-        and (Path(args.folder) / "config.json").is_file()
-        and CardFacts.read(args.folder).license is None
-    ):
+    is_model = any(Path(args.folder, name).is_file() for name in ("config.json", "adapter_config.json"))
+    if is_model and args.public and args.license is None and CardFacts.read(args.folder).license is None:
         raise ValueError(
             "a public model says what others may do with it; give its licence with --license, e.g. apache-2.0"
         )
     names = ("revision", "tag", "dry_run", *(["commit_message"] if args.commit_message else []))
     options = {"private": not args.public, **{name: getattr(args, name) for name in names}}
-    is_model = any(Path(args.folder, name).is_file() for name in ("config.json", "adapter_config.json"))
     if is_model or not Path(args.folder, "README.md").is_file():
         publication = publish_model(args, options)
     else:

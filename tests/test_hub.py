@@ -148,6 +148,20 @@ def test_the_card_says_only_what_was_measured(lpn, tmp_path):
     }
 
 
+def test_the_card_tells_leaks(lpn, tmp_path):
+    record = json.loads((RESULTS / "quickstart" / "seed0_chosen.json").read_text())
+    record["leaks"] = {"compared_with": ["arcagi:training"], "not_compared": None, "tasks": {"070dd51e": {}}}
+    for row in record["results"]:
+        row["scores_without_leaks"] = {"top_2_strict_task_accuracy": 0.125}
+    (tmp_path / "leaky.json").write_text(json.dumps(record))
+    assemble(lpn, tmp_path / "out", [tmp_path / "leaky.json"])
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert (
+        "**1 of these tasks occur in the training data** (`arcagi:training`; compared by content): 070dd51e." in card
+    )
+    assert "Without them: 12.5 % at budget 5 (two attempts), " in card
+
+
 @torch.no_grad()
 def test_the_snippet_of_the_card_runs(lpn, tmp_path, capsys):
     assemble(lpn, tmp_path / "out", repo_id=str(tmp_path / "out"))
@@ -226,7 +240,7 @@ BROKEN = {
     break_pickle: "only pytorch_model.bin, a pickle",
     break_index: "names the weight file '../elsewhere.safetensors'",
     break_config: "config.json cannot be read",
-    break_type: "type 'bert', none of this package",
+    break_type: "type 'bert', neither of this package nor",
     break_architecture: "architecture 'os', which modeling_lpn.lpn.modeling_lpn lacks",
     break_processor: "neither processor nor tokenizer",
     break_results: "x.json is no results file",

@@ -13,6 +13,7 @@ from transformers import AutoModel, AutoProcessor
 
 from modeling_lpn import LPNConfig, LPNModel, PatternTask, SearchConfig, TaskStream
 from modeling_lpn.arguments import given, parse_recipe
+from modeling_lpn.tasks.arc import save_tasks
 from modeling_lpn.tasks.arguments import make_task
 from modeling_lpn.tasks.metrics import validate_submission
 from modeling_lpn.tasks.stream import tasks_from_stream
@@ -195,6 +196,26 @@ def test_evaluation_of_task_files_without_answers(trained, tmp_path, monkeypatch
     )
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["num_tasks"] == 2 and len(results["results"][0]["scores"]) == 10
+
+
+def test_tasks_of_the_training_data_are_flagged_or_refused(trained, tmp_path, monkeypatch, capsys):
+    tasks = tasks_from_stream(TaskStream(PatternTask(4, 4, 4, 2), 3), 3)
+    save_tasks(tasks, tmp_path / "tasks.parquet")
+    save_tasks([{**tasks[1], "task_id": "another-name"}], tmp_path / "trained_on.parquet")
+    settings = {"num_threads": 1, "budgets": [0], "model_name_or_path": trained, "num_pictures": 0}
+    settings |= {"tasks": tmp_path / "tasks.parquet", "output_dir": tmp_path / "out"}
+    call(evaluate, monkeypatch, *flags(settings, training_tasks=tmp_path / "trained_on.parquet"))
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert list(results["leaks"]["tasks"]) == [tasks[1]["task_id"]]
+    assert "1 of 3 tasks occur in the training data" in capsys.readouterr().out
+    assert len(results["results"][0]["scores_without_leaks"]) == 10
+    settings |= {"training_tasks": tmp_path / "trained_on.parquet", "overwrite": True}
+    with pytest.raises(ValueError, match="1 of 3 tasks occur in the training data: .* as another-name"):
+        call(evaluate, monkeypatch, *flags(settings, leaks="refuse"))
+    del settings["training_tasks"]
+    call(evaluate, monkeypatch, *flags(settings))
+    leaks = json.loads((tmp_path / "out" / "results.json").read_text())["leaks"]
+    assert leaks["tasks"] == {} and "drawn by the generator 'pattern'" in leaks["not_compared"]
 
 
 def test_training_continues_from_a_model_with_other_settings(trained, tmp_path, monkeypatch):
