@@ -3,17 +3,16 @@
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from transformers.utils import logging
 
-from .pipelines import load_pipeline
+from .optional import require
+from .pipelines import HOLE, load_pipeline, split_at_holes
 from .runs import run_recipe
 from .tasks.arc import load_tasks
 from .tasks.metrics import make_submission
-
-
-HOLE = "<FILL_ME>"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -40,6 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="command", parser_class=_Parser)
     _add_solve(commands)
     _add_infill(commands)
+    _add_demo(commands)
     return parser
 
 
@@ -72,6 +72,21 @@ def _add_infill(commands) -> None:
     infill.add_argument("--hole", default=HOLE, help=f"how a hole is written (default: {HOLE})")
     infill.add_argument("--max_new_tokens", type=int, default=64, help="longest filling of a hole (default: 64)")
     infill.set_defaults(run=infill_file)
+
+
+def _add_demo(commands) -> None:
+    demo = commands.add_parser(
+        "demo",
+        help="play with trained models in the browser",
+        description="Serves a page to draw tasks, watch the latent search, and infill code. It needs the extra `demo`.",
+        example="modeling-lpn demo model_cards/lpn-pattern-4x4 model_cards/codegen2-python-1m",
+    )
+    demo.add_argument("models", nargs="*", help="folders or Hub names of LPN and CodeGen2 models")
+    demo.add_argument("--host", help="address to listen at (default: GRADIO_SERVER_NAME, else 127.0.0.1)")
+    demo.add_argument(
+        "--port", type=int, help="port to listen at (default: GRADIO_SERVER_PORT, else 7860 or the next)"
+    )
+    demo.set_defaults(run=serve_demo)
 
 
 def solve_tasks(args: argparse.Namespace) -> None:
@@ -114,6 +129,16 @@ def infill_file(args: argparse.Namespace) -> None:
         print("the file is longer than the model's context: text far from the holes was not read", file=sys.stderr)
 
 
+def serve_demo(args: argparse.Namespace) -> None:
+    """`modeling-lpn demo`."""
+    require("gradio", "demo", "The demo")
+    from .demo.app import serve  # it imports gradio, which takes seconds
+
+    if not args.models:
+        raise ValueError("the demo has no model; give folders of trained models, or their names on the Hub")
+    serve(args.models, args.host, args.port)
+
+
 def read_source(path: str) -> str:
     """The text of a file, or of the standard input for `-`; `ValueError` if it is no text."""
     try:
@@ -122,23 +147,11 @@ def read_source(path: str) -> str:
         raise ValueError(f"{path} is no UTF-8 text ({error})") from error
 
 
-def split_at_holes(text: str, hole: str = HOLE) -> list[str]:
-    """
-    The texts before, between and after the holes.
-
-    Raises `ValueError` where there is no hole.
-    """
-    pieces = text.split(hole) if hole else [text]
-    if len(pieces) < 2:
-        raise ValueError(f"the text has no hole; write {hole or HOLE} where code is missing")
-    return pieces
-
-
-def main() -> None:
-    """Entry point: reads `sys.argv`; a mistake ends in one line and status 2."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point: runs `argv`, by default that of the process; a mistake ends in one line and status 2."""
 
     def run():
-        args = build_parser().parse_args()
+        args = build_parser().parse_args(argv)
         logging.disable_progress_bar()  # of loading some megabytes
         args.run(args)
 
