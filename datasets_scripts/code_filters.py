@@ -1,7 +1,6 @@
 """What may enter a code corpus: files of usual shape, under allowed licences, that repeat no file and no benchmark."""
 
 import fnmatch
-import gzip
 import io
 import json
 import re
@@ -12,9 +11,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
-from candidates import Candidate, Source
+from candidates import Candidate, Drop, Source
 
-from modeling_lpn.code.benchmarks import find_human_eval
+from modeling_lpn.code.benchmarks import find_human_eval, read_problems
 
 
 # Another project's files under that project's licence, which nothing here tells.
@@ -64,19 +63,6 @@ WORDS = (
 HEADER = re.compile(r"SPDX-License-Identifier:[ \t]*([^\n\r*#<]+)")
 
 
-class Drop(Exception):
-    """A file stays out of the corpus.
-
-    Args:
-        reason: One of the words that the table and the manifest count by.
-        detail: The kept file that it repeats, or its licence, or how a benchmark was seen in it.
-    """
-
-    def __init__(self, reason: str, detail: str = ""):
-        super().__init__(reason)
-        self.reason, self.detail = reason, detail
-
-
 def check_path(candidate: Candidate, source: Source, excluded: list[str]) -> None:
     if any(fnmatch.fnmatchcase(candidate.path, pattern) for pattern in excluded):
         raise Drop("excluded")
@@ -88,7 +74,8 @@ def check_path(candidate: Candidate, source: Source, excluded: list[str]) -> Non
 
 def read_text(candidate: Candidate, source: Source, min_bytes: int, max_bytes: int) -> str:
     """
-    Reads a candidate as text with `\\n` line ends and without a byte order mark; HTML of text sources becomes prose.
+    Reads a candidate as text with `\\n` line ends and without a byte order mark; HTML of text sources becomes prose, a
+    notebook a script.
 
     Raises:
         Drop: For a size out of range, and content that is no text.
@@ -109,6 +96,8 @@ def read_text(candidate: Candidate, source: Source, min_bytes: int, max_bytes: i
     except (UnicodeError, SyntaxError, LookupError) as error:
         raise Drop("undecodable") from error
     text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+    if candidate.path.lower().endswith(".ipynb"):
+        text = notebook_to_text(text)
     if not source.is_code and candidate.path.lower().endswith((".html", ".htm")):
         text = html_to_text(text)
     if not min_bytes <= len(text.encode()) <= max_bytes:
@@ -340,15 +329,15 @@ class Benchmarks:
     The 13-word runs of benchmark problems and solutions.
 
     Args:
-        paths: `.jsonl` or `.jsonl.gz` files with `prompt`, `canonical_solution` and perhaps `suffix`; `None` looks for
-            the data of an installed human-eval.
+        paths: Files of any benchmark that the package loads, see `read_problems`; `None` looks for the data of an
+            installed human-eval.
     """
 
     def __init__(self, paths: list[Path] | None):
         self.files = {}
         grams = [np.zeros(0, np.uint64)]
         for path in filter(None, [find_human_eval()]) if paths is None else paths:
-            records = [ngram_hashes(word_hashes(text), BENCHMARK_NGRAM) for text in read_problems(path)]
+            records = [ngram_hashes(word_hashes(text), BENCHMARK_NGRAM) for text in problem_texts(path)]
             self.files[path.name] = {"problems": len(records), "too_short": sum(not len(found) for found in records)}
             grams += records
         self.grams = np.unique(np.concatenate(grams))
@@ -359,15 +348,38 @@ class Benchmarks:
             raise Drop("benchmark", f"{BENCHMARK_NGRAM} words of a problem")
 
 
-def read_problems(path: Path) -> list[str]:
-    """Prompt, solution and suffix of every problem of a file, as one text each."""
+def problem_texts(path: Path) -> list[str]:
+    """What `read_problems` finds in a file, or the command's end."""
     try:
-        raw = path.read_bytes()
-        raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
-        problems = [json.loads(line) for line in raw.decode().split("\n") if line.strip()]
-        return ["\n".join([row["prompt"], row["canonical_solution"], row.get("suffix", "")]) for row in problems]
-    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:
-        raise SystemExit(
-            f"--decontaminate {path} has no lines with `prompt` and `canonical_solution` ({type(error).__name__}: "
-            f"{error}); give a .jsonl or .jsonl.gz file of problems"
-        ) from error
+        return read_problems(path)
+    except (OSError, ValueError, ImportError) as error:
+        raise SystemExit(f"--decontaminate {path}: {error}") from error
+
+
+def notebook_to_text(content: str) -> str:
+    """
+    The cells of a Jupyter notebook as a script in the percent format: code as it is (commands of the notebook itself as
+    comments), prose as comments, no outputs.
+
+    Raises:
+        Drop: for what is no notebook.
+    """
+    try:
+        notebook = json.loads(content)
+        cells = notebook["cells"] if "cells" in notebook else notebook["worksheets"][0]["cells"]
+        parts = [(cell["cell_type"], cell.get("source", cell.get("input", ""))) for cell in cells]
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise Drop("undecodable", "no notebook") from error
+    texts = []
+    for kind, source in parts:
+        source = source if isinstance(source, str) else "".join(map(str, source))
+        if not source.strip() or kind == "raw":
+            continue
+        hidden = "" if kind == "code" else "# "
+        lines = [
+            f"# {line}" if hidden or line.lstrip().startswith(("%", "!")) else line for line in source.split("\n")
+        ]
+        texts.append(
+            "# %%" + ("" if kind == "code" else " [markdown]") + "\n" + "\n".join(map(str.rstrip, lines)) + "\n"
+        )
+    return "\n".join(texts)

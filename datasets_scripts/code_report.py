@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from candidates import Candidate, Source
-from code_filters import BENCHMARK_NGRAM, NUM_PERM, SHINGLE, Benchmarks, Drop
+from candidates import Candidate, Drop, Source
+from code_filters import BENCHMARK_NGRAM, NUM_PERM, SHINGLE, Benchmarks
+from code_secrets import Secrets
 from dataset_card import table, write_card
 
 
@@ -21,12 +22,12 @@ BUFFERED_BYTES = 16_000_000
 # Names that the Hub knows; others are told in the text.
 HUB_LICENCES = {"apache-2.0", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "isc", "mit", "mpl-2.0", "unlicense", "zlib"}
 SETTINGS = ("min_bytes", "max_bytes", "max_line_length", "mean_line_length", "min_alphanumeric", "exclude")
-SETTINGS += ("near_duplicate_threshold", "seed", "validation_fraction", "max_files")
+SETTINGS += ("secrets", "emails", "near_duplicate_threshold", "seed", "validation_fraction", "max_files")
 BODY = """
 # Source files for training code models
 
 One file a row: `text`, `path` within its source, `licence`, `source`, and `sha256`, that of the text. Line ends are
-`\\n`, byte order marks are gone, nothing else is changed.
+`\\n`, byte order marks are gone{changed}, nothing else is changed.
 
 {splits}
 
@@ -48,6 +49,10 @@ licence carry that one. Licences accepted: {allowed}.
 {dropped}
 
 {benchmarks}
+
+## Secrets and personal data
+
+{secrets}
 
 ## Settings
 
@@ -185,17 +190,21 @@ def benchmark_note(benchmarks: Benchmarks) -> str:
     return f"Decontaminated against {files}: no file shares {BENCHMARK_NGRAM} words in a row with one of them."
 
 
-def write_report(sources: list[Source], writer: CorpusWriter, benchmarks: Benchmarks, arguments) -> None:
+def write_report(
+    sources: list[Source], writer: CorpusWriter, benchmarks: Benchmarks, secrets: Secrets, arguments
+) -> None:
     """Writes `manifest.json` and `README.md` beside the Parquet files."""
     settings = {name: getattr(arguments, name) for name in SETTINGS}
     settings["validation_sources"] = sorted(writer.held_out)
-    packages = ("datasketch", "pyarrow") if arguments.near_duplicate_threshold else ("pyarrow",)
+    packages = ["pyarrow", *["datasketch"] * bool(arguments.near_duplicate_threshold)]
+    packages += ["detect-secrets"] * bool(secrets.detectors)
     manifest = {
         "sources": [{"source": source.label, "detail": source.detail} for source in sources],
         "settings": settings,
         "licences_accepted": arguments.allow_licenses,
         "near_duplicates": {"permutations": NUM_PERM, "words": SHINGLE},
         "decontamination": {"done": bool(benchmarks.files), "words": BENCHMARK_NGRAM, "files": benchmarks.files},
+        "emails": {"replaced": secrets.replaced, "files": secrets.files},
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in packages},
         "dropped_by_reason": dict(sorted(Counter(entry["reason"] for entry in writer.dropped).items())),
@@ -203,10 +212,19 @@ def write_report(sources: list[Source], writer: CorpusWriter, benchmarks: Benchm
         "dropped": writer.dropped,
     }
     (arguments.output / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    write_corpus_card(sources, writer, benchmarks, settings, arguments)
+    write_corpus_card(sources, writer, benchmarks, secrets, settings, arguments)
 
 
-def write_corpus_card(sources, writer, benchmarks, settings, arguments) -> None:
+def changes(secrets: Secrets, writer: CorpusWriter) -> str:
+    notebooks = any(entry["path"].lower().endswith(".ipynb") for entry in writer.kept)
+    made = (
+        ", e-mail addresses are replaced" if secrets.replaced else "",
+        ", notebooks are scripts of their cells" if notebooks else "",
+    )
+    return "".join(made)
+
+
+def write_corpus_card(sources, writer, benchmarks, secrets, settings, arguments) -> None:
     licences = sorted({entry["licence"] for entry in writer.kept})
     license_name = licences[0].lower() if len(licences) == 1 and licences[0].lower() in HUB_LICENCES else "other"
     splits = sorted({entry["split"] for entry in writer.kept})
@@ -224,6 +242,8 @@ def write_corpus_card(sources, writer, benchmarks, settings, arguments) -> None:
         allowed=", ".join(arguments.allow_licenses),
         dropped=summary(sources, writer),
         benchmarks=benchmark_note(benchmarks),
+        secrets=secrets.note(sum(entry["reason"] == "secret" for entry in writer.dropped)),
+        changed=changes(secrets, writer),
         settings=table(["setting", "value"], [[name, shown(value)] for name, value in settings.items()]),
     )
     files = {"default": {split: f"{split}.parquet" for split in splits}}

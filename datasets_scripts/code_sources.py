@@ -2,22 +2,25 @@
 
 import argparse
 import difflib
+import functools
 import importlib.metadata
 import os
 import platform
 import re
+import stat
 import sysconfig
 import tarfile
 import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from email.parser import HeaderParser
 from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from candidates import Candidate, Source
+from candidates import Candidate, Drop, Source
 from code_filters import PERMISSIVE, is_allowed, licence_of_metadata, normalise_licence
 
 
@@ -26,6 +29,7 @@ TEXT_EXTENSIONS = (".txt", ".md", ".rst", ".html", ".htm")
 TEST_FOLDERS = {"test", "tests", "idle_test"}
 LICENCE_FILE = re.compile(r"(licen[cs]e|copying)", re.IGNORECASE)
 METADATA_BYTES = 1_000_000
+NO_FILE = "not a regular file"
 DAMAGED = (EOFError, OSError, RuntimeError, zlib.error, tarfile.TarError, zipfile.BadZipFile)
 # Column names tried in this order where the command line gives none.
 USUAL_COLUMNS = {
@@ -45,13 +49,34 @@ def file_names(root: Path, extensions: tuple[str, ...], skipped: tuple[str, ...]
     return sorted(found)
 
 
+def read_regular(path: Path) -> bytes:
+    """
+    The content of a file that is one: no link, which could lead to a private file of this machine, and no pipe or device,
+    which could be waited for.
+
+    Raises:
+        Drop: for anything else.
+    """
+    if path.is_symlink():
+        raise Drop("symbolic link")
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    except OSError as error:
+        raise Drop("unreadable") from error
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise Drop(NO_FILE)
+        return file.read()
+
+
 def source_of_files(root: Path, names: list[str], **kwargs) -> Source:
     """A source of the named files below `root`, read one at a time."""
 
     def candidates() -> Iterator[Candidate]:
         for name in names:
             path = root / name
-            yield Candidate(name, path.read_bytes, path.stat().st_size if path.is_file() else None)
+            regular = path.is_file() and not path.is_symlink()
+            yield Candidate(name, functools.partial(read_regular, path), path.stat().st_size if regular else None)
 
     return Source(candidates=candidates, total=len(names), **kwargs)
 
@@ -117,32 +142,56 @@ def open_sdist(kind: str, argument: str, extensions: tuple[str, ...], arguments)
         return name.lower().endswith(extensions) or bool(about and len(path.parts) <= 2)
 
     try:
-        read = read_archive(archive, is_wanted, max(arguments.max_bytes, METADATA_BYTES))
-        members = {name: (size, data) for name, size, data in read}
+        members = list(read_archive(archive, is_wanted, max(arguments.max_bytes, METADATA_BYTES)))
     except DAMAGED as error:
         raise SystemExit(f"{archive.name} is not a whole .tar.gz or .zip archive ({error}); fetch it again") from error
-    tops = {PurePosixPath(name).parts[0] for name in members}
+    tops = {PurePosixPath(member.name).parts[0] for member in members if not fault_of_name(member.name)}
     if len(tops) == 1:  # NAME-VERSION/, as every source archive has
-        members = {name.partition("/")[2]: member for name, member in members.items() if "/" in name}
-    about = (members.get("PKG-INFO", (0, b""))[1] or b"").decode("utf-8", "replace")
+        members = [member.below(*tops) for member in members if "/" in member.name or member.fault]
+    found = {member.name: member for member in members if not member.fault}
+    about = (found["PKG-INFO"].data or b"" if "PKG-INFO" in found else b"").decode("utf-8", "replace")
     texts = [
-        (data or b"").decode("utf-8", "replace") for name, (_, data) in members.items() if LICENCE_FILE.match(name)
+        (member.data or b"").decode("utf-8", "replace") for member in found.values() if LICENCE_FILE.match(member.name)
     ]
-    names = sorted(name for name in members if name.lower().endswith(extensions))
+    wanted = sorted(
+        (member for member in members if member.name.lower().endswith(extensions)), key=lambda member: member.name
+    )
 
     def candidates() -> Iterator[Candidate]:
-        for name in names:
-            size, data = members[name]
-            yield Candidate(name, lambda data=data: data, size)
+        for member in wanted:
+            yield Candidate(member.name, member.read, None if member.fault else member.size)
 
     stem = re.sub(r"\.(tar\.\w+|tgz|zip)$", "", archive.name)
     licence = licence_of_metadata(HeaderParser().parsestr(about), texts)
-    return Source(f"{kind}:{stem}", f"source archive `{archive.name}`", licence, candidates, total=len(names))
+    return Source(f"{kind}:{stem}", f"source archive `{archive.name}`", licence, candidates, total=len(wanted))
 
 
-def read_archive(
-    archive: Path, is_wanted: Callable[[str], bool], max_bytes: int
-) -> Iterator[tuple[str, int, bytes | None]]:
+@dataclass(frozen=True)
+class Member:
+    """A file of an archive; `data` is `None` where it was too large to read, `fault` the reason why it may not be used."""
+
+    name: str
+    size: int
+    data: bytes | None = None
+    fault: str = ""
+
+    def read(self) -> bytes | None:
+        if self.fault:
+            raise Drop(self.fault)
+        return self.data
+
+    def below(self, folder: str) -> "Member":
+        """The same file named within a folder."""
+        return replace(self, name=self.name.removeprefix(f"{folder}/"))
+
+
+def fault_of_name(name: str) -> str:
+    """Why a member's name is no path within the archive, if it is none."""
+    parts = re.split(r"[/\\]", name)
+    return "unsafe path" if not parts[0] or parts[0].endswith(":") or ".." in parts else ""
+
+
+def read_archive(archive: Path, is_wanted: Callable[[str], bool], max_bytes: int) -> Iterator[Member]:
     """
     Reads an archive in one pass and writes nothing to disk.
 
@@ -152,20 +201,28 @@ def read_archive(
         max_bytes: Larger members are named but not read.
 
     Yields:
-        name, size in bytes, and content, `None` where larger.
+        The wanted members. Links, pipes and devices, and names that are absolute or lead out of the archive, have a fault
+        and are not read.
     """
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as file:
             for member in file.infolist():
-                if not member.is_dir() and is_wanted(member.filename):
-                    small = member.file_size <= max_bytes
-                    yield member.filename, member.file_size, file.read(member) if small else None
+                if member.is_dir() or not is_wanted(member.filename):
+                    continue
+                kind = stat.S_IFMT(member.external_attr >> 16)  # 0 where the archive says nothing
+                irregular = "symbolic link" if kind == stat.S_IFLNK else "" if kind in (0, stat.S_IFREG) else NO_FILE
+                fault = fault_of_name(member.filename) or irregular
+                small = member.file_size <= max_bytes and not fault
+                yield Member(member.filename, member.file_size, file.read(member) if small else None, fault)
         return
     with tarfile.open(archive) as file:
         for member in file:
-            if member.isfile() and is_wanted(member.name):
-                small = member.size <= max_bytes
-                yield member.name, member.size, file.extractfile(member).read() if small else None
+            if member.isdir() or not is_wanted(member.name):
+                continue
+            irregular = "symbolic link" if member.issym() or member.islnk() else "" if member.isfile() else NO_FILE
+            fault = fault_of_name(member.name) or irregular
+            small = member.size <= max_bytes and not fault
+            yield Member(member.name, member.size, file.extractfile(member).read() if small else None, fault)
 
 
 def open_parquet(kind: str, argument: str, extensions: tuple[str, ...], arguments) -> Source:
@@ -333,7 +390,11 @@ def allowed_licences(names: list[str]) -> list[str]:
 
 def held_out_labels(sources: list[Source], arguments: argparse.Namespace) -> set[str]:
     """The labels of `--validation_sources`, which are written as in `--sources` or as in the card."""
-    names = {name: source.label for spec, source in zip(arguments.sources, sources) for name in (spec, source.label)}
+    names = {
+        name: source.label
+        for spec, source in zip(arguments.sources, sources, strict=True)
+        for name in (spec, source.label)
+    }
     for name in arguments.validation_sources:
         if name not in names:
             near = difflib.get_close_matches(name, names, 1)

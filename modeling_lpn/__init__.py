@@ -4,20 +4,20 @@ import importlib
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoProcessor
 
-from .code import infill_formats  # noqa: F401 (registers the formats of other families)
 from .code.collator import DataCollatorForCodeObjectives
 from .code.corpora import load_corpus, open_sources, tokenize_corpus
+from .code.infill_formats import add_infill_tokens  # and registers the formats of other families
 from .code.objectives import ObjectiveMixture
 from .code.packing import DocumentStream, PackedSequences
 from .code.tokenizer import prepare_codegen2_tokenizer, train_codegen2_tokenizer
 from .codegen2.configuration_codegen2 import CodeGen2Config
-from .codegen2.infilling_codegen2 import infill, infill_layout
+from .codegen2.infilling_codegen2 import InfillFormat, infill, infill_layout
 from .codegen2.modeling_codegen2 import CodeGen2ForCausalLM, CodeGen2ForSequenceClassification, CodeGen2Model
 from .codegen2.pipeline_codegen2 import CodeInfillingPipeline
 from .lpn.configuration_lpn import LPNConfig
 from .lpn.modeling_lpn import LPNModel
 from .lpn.pipeline_lpn import ProgramInductionPipeline
-from .lpn.processing_lpn import LPNProcessor
+from .lpn.processing_lpn import LPNProcessor, StringProcessor
 from .lpn.search_lpn import SearchConfig
 from .tasks.arc import load_tasks, save_tasks
 from .tasks.collator import DataCollatorForGridTasks
@@ -31,9 +31,12 @@ from .tasks.stream import TaskStream
 AutoConfig.register("lpn", LPNConfig, exist_ok=True)
 AutoModel.register(LPNConfig, LPNModel, exist_ok=True)
 AutoProcessor.register(LPNConfig, LPNProcessor, exist_ok=True)
+# Not the processor of a configuration: this makes saved ones known by the name of their class.
+AutoProcessor.register(StringProcessor, StringProcessor, exist_ok=True)
 LPNConfig.register_for_auto_class()
 LPNModel.register_for_auto_class("AutoModel")
 LPNProcessor.register_for_auto_class("AutoProcessor")
+StringProcessor.register_for_auto_class("AutoProcessor")
 
 AutoConfig.register("codegen2", CodeGen2Config, exist_ok=True)
 AutoModel.register(CodeGen2Config, CodeGen2Model, exist_ok=True)
@@ -50,6 +53,8 @@ __version__ = "0.2.0"
 _LATE = {"CodeTrainer": ".code.trainer", "LPNTrainer": ".tasks.trainer"}
 
 __all__ = [
+    "InfillFormat",
+    "add_infill_tokens",
     "CodeGen2Config",
     "CodeGen2ForCausalLM",
     "CodeGen2ForSequenceClassification",
@@ -69,6 +74,7 @@ __all__ = [
     "PatternTask",
     "ProgramInductionPipeline",
     "SearchConfig",
+    "StringProcessor",
     "TaskStream",
     "evaluate_tasks",
     "infill",

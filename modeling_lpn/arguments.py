@@ -173,6 +173,11 @@ class RecipeTrainingArguments(TrainingArguments):
     def __post_init__(self):
         if self.eval_on_start and self.eval_strategy == "no":
             raise ValueError("`eval_on_start` is True while `eval_strategy` is no; leave one of the two out")
+        if self.load_best_model_at_end and self.eval_strategy == "no":
+            raise ValueError(
+                "`load_best_model_at_end` is True while `eval_strategy` is no, so that no model is known to be the best;"
+                " set `eval_strategy` to steps or epoch, or leave it out"
+            )
         if self.max_minutes is not None and not self.max_minutes > 0:
             raise ValueError(f"`max_minutes` is {self.max_minutes}; give a positive number of minutes")
         self.use_cpu = stay_on_cpu(self.use_cpu)

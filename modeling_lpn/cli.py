@@ -8,11 +8,15 @@ from pathlib import Path
 
 from transformers.utils import logging
 
+from .lpn.processing_lpn import StringProcessor
+from .lpn.search_lpn import SearchConfig
 from .optional import require
 from .pipelines import HOLE, load_pipeline, split_at_holes
 from .runs import run_recipe
 from .tasks.arc import load_tasks
+from .tasks.fill import Calibration, fill_table
 from .tasks.metrics import make_submission
+from .tasks.string_sources import read_table
 
 
 class _Parser(argparse.ArgumentParser):
@@ -39,7 +43,9 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="command", parser_class=_Parser)
     _add_solve(commands)
     _add_infill(commands)
+    _add_publish(commands)
     _add_demo(commands)
+    _add_fill(commands)
     return parser
 
 
@@ -74,6 +80,25 @@ def _add_infill(commands) -> None:
     infill.set_defaults(run=infill_file)
 
 
+def _add_publish(commands) -> None:
+    publish = commands.add_parser(
+        "publish",
+        help="make a trained model a repository on the Hub",
+        description="Gathers a model's files, writes its card, reloads the folder in fresh processes with this package and"
+        " without it, and uploads it in one commit. The token is that of `hf auth login` or of HF_TOKEN.",
+        example="modeling-lpn publish outputs/quickstart me/lpn-quickstart --license apache-2.0 --dry_run",
+    )
+    publish.add_argument("folder", help="the folder of a trained model")
+    publish.add_argument("repo_id", help="user/name on the Hub")
+    publish.add_argument("--results", nargs="+", default=[], help="results files of evaluations to show in the card")
+    publish.add_argument("--license", help="of the weights, as the Hub spells it: apache-2.0")
+    publish.add_argument("--public", action="store_true", help="make a new repository public")
+    publish.add_argument("--revision", help="branch to commit to (default: main)")
+    publish.add_argument("--tag", help="name of the new commit, e.g. v1.0")
+    publish.add_argument("--dry_run", action="store_true", help="upload nothing; show every file and the card")
+    publish.set_defaults(run=publish_model)
+
+
 def _add_demo(commands) -> None:
     demo = commands.add_parser(
         "demo",
@@ -87,6 +112,26 @@ def _add_demo(commands) -> None:
         "--port", type=int, help="port to listen at (default: GRADIO_SERVER_PORT, else 7860 or the next)"
     )
     demo.set_defaults(run=serve_demo)
+
+
+def _add_fill(commands) -> None:
+    fill = commands.add_parser(
+        "fill",
+        help="fill a column of a table from the rows that are filled already",
+        description="Reads a table whose output column is filled in two or three rows, fills the others, and says in one"
+        " more column how sure it is of each. The file itself is not changed.",
+        example="modeling-lpn fill people.csv --output-column short --model model_cards/lpn-strings > filled.csv",
+    )
+    fill.add_argument("file", help="a .csv or .tsv file with a header, UTF-8")
+    fill.add_argument("--model", required=True, help="folder or Hub name of an LPN model of strings")
+    fill.add_argument("--output-column", "--output_column", required=True, help="the column to fill")
+    fill.add_argument("--input-columns", "--input_columns", nargs="+", help="what it depends on (default: all others)")
+    fill.add_argument("--output", help="file to write (default: print the table)")
+    fill.add_argument("--overwrite", action="store_true", help="replace the file named by --output if it is there")
+    fill.add_argument("--budget", type=int, help="gradient steps, or samples; the model's own setting if not given")
+    fill.add_argument("--threshold", type=float, default=0.9, help="probability that counts as sure (default: 0.9)")
+    fill.add_argument("--explain", action="store_true", help="say what the search did, and the next best answers")
+    fill.set_defaults(run=fill_column)
 
 
 def solve_tasks(args: argparse.Namespace) -> None:
@@ -106,8 +151,8 @@ def solve_tasks(args: argparse.Namespace) -> None:
 def describe_result(task: dict, result: dict) -> str:
     """What [`ProgramInductionPipeline`] found for a task, as text; right or wrong where the task tells its outputs."""
     lines = [f"task {task['task_id']}: {result['num_evaluations']} decoder evaluations"]
-    for number, (pair, grids) in enumerate(zip(task["test"], result["grids"])):
-        for attempt, (grid, score) in enumerate(zip(grids, result["scores"][number]), 1):
+    for number, (pair, grids) in enumerate(zip(task["test"], result["grids"], strict=True)):
+        for attempt, (grid, score) in enumerate(zip(grids, result["scores"][number], strict=True), 1):
             verdict = "" if pair.get("output") is None else f", {'right' if grid == pair['output'] else 'wrong'}"
             lines.append(f"test input {number}, attempt {attempt} (score {score:.3f}{verdict})")
             lines += ["  " + " ".join(map(str, row)) for row in grid]
@@ -129,6 +174,20 @@ def infill_file(args: argparse.Namespace) -> None:
         print("the file is longer than the model's context: text far from the holes was not read", file=sys.stderr)
 
 
+def publish_model(args: argparse.Namespace) -> None:
+    """`modeling-lpn publish`."""
+    from .cards import CardFacts
+    from .hub import publish  # with what it takes to make cards, which nothing else needs
+
+    if args.public and args.license is None and CardFacts.read(args.folder).license is None:
+        raise ValueError("a public model says what others may do with it; give --license, e.g. apache-2.0")
+    options = {"revision": args.revision, "tag": args.tag, "dry_run": args.dry_run, "license": args.license}
+    publication = publish(args.folder, args.repo_id, args.results, private=not args.public, **options)
+    for name, size in publication.files.items():
+        print(f"{size:>13,}  {name}")
+    print(f"\n{publication.card}\nnothing was uploaded" if args.dry_run else f"published: {publication.url}")
+
+
 def serve_demo(args: argparse.Namespace) -> None:
     """`modeling-lpn demo`."""
     require("gradio", "demo", "The demo")
@@ -137,6 +196,30 @@ def serve_demo(args: argparse.Namespace) -> None:
     if not args.models:
         raise ValueError("the demo has no model; give folders of trained models, or their names on the Hub")
     serve(args.models, args.host, args.port)
+
+
+def fill_column(args: argparse.Namespace) -> None:
+    """`modeling-lpn fill`."""
+    if args.output is not None and Path(args.output).exists() and not args.overwrite:
+        raise ValueError(f"{args.output} is there already; give another --output, or --overwrite to replace it")
+    table = read_table(args.file, args.output_column, args.input_columns)
+    infer = load_pipeline(args.model, "program-induction")
+    if not isinstance(infer.processor, StringProcessor):
+        raise ValueError(f"{args.model!r} is a model of grids; give one of strings")
+    search = SearchConfig.of(infer.model.config.search)
+    search = search if args.budget is None else search.at_budget(args.budget)
+    calibration = Calibration.load(args.model)
+    filled = fill_table(infer.model, infer.processor, table, search, calibration, args.threshold)
+    if args.output is None:
+        sys.stdout.write(filled.to_text())
+    else:
+        Path(args.output).write_text(filled.to_text(), encoding="utf-8")
+    unsure = sum(not cell.is_sure for cell in filled.cells)
+    print(f"{len(filled.cells)} cells filled, not sure of {unsure}", file=sys.stderr)
+    if calibration is None:
+        print("the model has no calibration.json: none can be sure", file=sys.stderr)
+    if args.explain:
+        print(filled.explain(), file=sys.stderr)
 
 
 def read_source(path: str) -> str:

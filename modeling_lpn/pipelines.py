@@ -9,7 +9,7 @@ from .codegen2.modeling_codegen2 import CodeGen2ForCausalLM
 from .codegen2.pipeline_codegen2 import CodeInfillingPipeline
 from .lpn.modeling_lpn import LPNModel
 from .lpn.pipeline_lpn import ProgramInductionPipeline
-from .lpn.processing_lpn import LPNProcessor
+from .lpn.processing_lpn import LPNProcessor, StringProcessor
 from .runs import load_pretrained
 
 
@@ -64,7 +64,7 @@ def load_pipeline(name: str | os.PathLike, task: str | None = None, **kwargs) ->
         raise ValueError(f"{name!r} holds a {kind} model, which is for {FAMILIES[kind]}; give a model for {task}")
     try:
         if kind == "lpn":
-            processor = LPNProcessor.from_pretrained(name)
+            processor = _processor_class(name).from_pretrained(name)
             return ProgramInductionPipeline(_load_whole(LPNModel, name), processor=processor, **kwargs)
         tokenizer = AutoTokenizer.from_pretrained(name)
         if kind == "codegen":
@@ -99,6 +99,12 @@ def _model_type(name: str) -> str:
     if kind not in FAMILIES:
         raise ValueError(f"{name!r} holds a model of type {kind!r}; known: {', '.join(FAMILIES)}")
     return kind
+
+
+def _processor_class(name: str) -> type[LPNProcessor]:
+    """The class that a saved processor names: that of strings, or else that of grids."""
+    saved, _ = LPNProcessor.get_processor_dict(name)
+    return StringProcessor if saved.get("processor_class") == StringProcessor.__name__ else LPNProcessor
 
 
 def _load_whole(kind: type[PreTrainedModel], name: str) -> PreTrainedModel:

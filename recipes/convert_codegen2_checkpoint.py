@@ -51,7 +51,7 @@ def check_grouping(source, tokenizer, config):
     table = ", ".join(f"mp_num {mp_num}: {loss:.2f}" for mp_num, loss in sorted(losses.items()))
     print(f"loss on a Python function: {table}")
     if losses[best] < losses[chosen] - 0.5:
-        raise SystemExit(
+        raise ValueError(
             f"`mp_num` {chosen} gives a loss of {losses[chosen]:.2f} on a Python function, `mp_num` {best} one of "
             f"{losses[best]:.2f}: the projection is grouped by {best}. Pass --mp_num {best} (or --skip_check)."
         )
@@ -116,7 +116,7 @@ def main(argv=None):
     parser.add_argument("--skip_check", action="store_true", help="do not compare the groupings' losses on Python")
     arguments = parser.parse_args(argv)
     if Path(arguments.source).resolve() == arguments.output.resolve():
-        raise SystemExit(
+        raise ValueError(
             f"{arguments.output} is the source as well and would be overwritten while it is read; give another folder."
         )
     given = {} if arguments.mp_num is None else {"mp_num": arguments.mp_num}
@@ -131,7 +131,7 @@ def main(argv=None):
         again = CodeGen2ForCausalLM.from_pretrained(arguments.output).state_dict()
         differing = [name for name, value in model.state_dict().items() if not torch.equal(value, again[name])]
         if differing:
-            raise SystemExit(f"{arguments.output} holds other values than {arguments.source}: {differing[:3]} ...")
+            raise ValueError(f"{arguments.output} holds other values than {arguments.source}: {differing[:3]} ...")
     else:
         write_release(model, arguments.output, STOCK_MP_NUM if arguments.layout == "stock" else model.config.mp_num)
     print(f"wrote {arguments.output} ({arguments.layout}, source mp_num {model.config.mp_num})")

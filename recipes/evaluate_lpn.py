@@ -23,7 +23,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from transformers import AutoModel, AutoProcessor
 
-from modeling_lpn import SearchConfig, TaskStream
+from modeling_lpn import SearchConfig, StringProcessor, TaskStream
 from modeling_lpn.arguments import given, option, parse_recipe
 from modeling_lpn.runs import (
     end_together,
@@ -190,6 +190,10 @@ def main():
     )
     model = model.to(accelerator.device).eval()
     processor = AutoProcessor.from_pretrained(args.model_name_or_path)
+    if isinstance(processor, StringProcessor):
+        raise ValueError(
+            f"{args.model_name_or_path} is a model of strings; evaluate it with recipes/evaluate_strings.py"
+        )
     tasks = read_tasks(args, task_args, processor)
     # The settings saved with the model, with those of the flags instead.
     search = SearchConfig.of(model.config.search).override(**given(search_args, "search_"))

@@ -35,6 +35,7 @@ from modeling_lpn.tasks.arguments import (
     TaskArguments,
     TrainSearchArguments,
     make_task,
+    validation_settings,
 )
 from modeling_lpn.tasks.stream import tasks_from_stream
 from modeling_lpn.tasks.trainer import LPNTrainer
@@ -56,6 +57,10 @@ class RunArguments:
     eval_budgets: list[int] = option([0, 5, 20], "Search budgets to evaluate.")
     num_threads: int | None = option(None, "CPU threads of a process; all cores if not given.")
 
+    def __post_init__(self):
+        if wrong := [budget for budget in self.eval_budgets if budget < 0]:
+            raise ValueError(f"`eval_budgets` hold {wrong[0]}; a budget is a number of steps or samples, 0 or more")
+
 
 def build_model(run, model_args):
     settings = given(model_args)
@@ -64,6 +69,19 @@ def build_model(run, model_args):
         settings["attn_implementation"] = run.attn_implementation
         return load_pretrained(AutoModel.from_pretrained, run.model_name_or_path, **settings)
     return LPNModel._from_config(LPNConfig(**settings), attn_implementation=run.attn_implementation)
+
+
+def build_processor(run, task_args, config: LPNConfig) -> LPNProcessor:
+    processor = getattr(make_task(run.task, task_args), "processor", None)
+    if processor is None:
+        return LPNProcessor(config.max_rows, config.max_cols, config.vocab_size)
+    for name in ("max_rows", "max_cols", "vocab_size"):
+        if getattr(processor, name) != getattr(config, name):
+            raise ValueError(
+                f"`{name}` is {getattr(config, name)}, but task {run.task!r} has grids with {getattr(processor, name)}; set"
+                f" `{name}: {getattr(processor, name)}`"
+            )
+    return processor
 
 
 def build_train_stream(run, task_args, args) -> TaskStream:
@@ -75,10 +93,17 @@ def build_train_stream(run, task_args, args) -> TaskStream:
     return TaskStream(make_task(run.task, task_args), num_items, seed, **options)
 
 
-def build_eval_tasks(run, task_args, processor) -> list[dict]:
+def build_eval_tasks(run, task_args, args, processor) -> list[dict] | None:
+    if args.eval_strategy == "no":
+        return None
+    if run.num_eval_tasks < 1:
+        raise ValueError(
+            f"`num_eval_tasks` is {run.num_eval_tasks} while `eval_strategy` is {args.eval_strategy.value}; give at least"
+            " 1, or set `eval_strategy` to no"
+        )
     if run.eval_tasks is not None:
         return load_tasks(run.eval_tasks, processor=processor)[: run.num_eval_tasks]
-    held_out = {"split": "validation"} if given(task_args, "task_").get("held_out") else {}
+    held_out = validation_settings(run.task, task_args)
     stream = TaskStream(make_task(run.task, task_args, **held_out), run.num_eval_tasks, run.eval_seed)
     return tasks_from_stream(stream, run.num_eval_tasks)
 
@@ -99,7 +124,7 @@ def main():
     if run.compile_layers:
         model.compile_layers()
     config = model.config
-    processor = LPNProcessor(config.max_rows, config.max_cols, config.vocab_size)
+    processor = build_processor(run, task_args, config)
     train_search = given(train_search, "train_search_")
     trainer = LPNTrainer(
         model=model,
@@ -108,7 +133,7 @@ def main():
             processor, symmetries=run.symmetries, permute_colors=run.permute_colors
         ),
         train_dataset=build_train_stream(run, task_args, args),
-        eval_dataset=build_eval_tasks(run, task_args, processor) if args.eval_strategy != "no" else None,
+        eval_dataset=build_eval_tasks(run, task_args, args, processor),
         processing_class=processor,
         train_search=SearchConfig(**train_search) if train_search else None,
         train_search_from=run.train_search_from,
@@ -119,7 +144,7 @@ def main():
     if args.overwrite:
         remove_checkpoints(args)
     result = trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # it is pushed when its record is there
     trainer.save_state()
     if args.should_save:
         write_results(
@@ -132,6 +157,8 @@ def main():
             ended_by_time_budget=budget.ended,
         )
         print(f"evaluate it: accelerate launch recipes/evaluate_lpn.py --model_name_or_path {args.output_dir}")
+    if args.push_to_hub:
+        trainer.push_to_hub()
     end_together(trainer.accelerator)
 
 

@@ -83,12 +83,12 @@ def measure(tokenizer, texts: Iterator[str]) -> dict[str, float]:
 
 
 def check_round_trip(tokenizer, texts: Iterator[str]) -> int:
-    """Raises `SystemExit` where a text is not what its tokens decode to; returns the number of texts tried."""
+    """Raises `ValueError` where a text is not what its tokens decode to; returns the number of texts tried."""
     tried = 0
     for text in islice(texts, CHECKED_TEXTS):
         ids = tokenizer.encode(text, add_special_tokens=False, verbose=False)
         if tokenizer.decode(ids) != text:
-            raise SystemExit(f"The tokenizer changes the text {text[:60]!r}...; nothing was written, report this text")
+            raise ValueError(f"The tokenizer changes the text {text[:60]!r}...; nothing was written, report this text")
         tried += 1
     return tried
 
@@ -97,14 +97,9 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(argv)
     texts = lambda files: read_texts(files, arguments.text_column)  # noqa: E731
     if next(texts(arguments.files), None) is None:
-        raise SystemExit(f"{arguments.files[0]} has no texts in column {arguments.text_column}; give files with rows")
+        raise ValueError(f"{arguments.files[0]} has no texts in column {arguments.text_column}; give files with rows")
     corpus = tqdm(texts(arguments.files), "reading", unit=" texts", disable=None)
-    try:
-        tokenizer = train_codegen2_tokenizer(
-            corpus, arguments.vocab_size, arguments.num_masks, arguments.model_max_length
-        )
-    except ValueError as error:  # no room for the bytes
-        raise SystemExit(str(error)) from error
+    tokenizer = train_codegen2_tokenizer(corpus, arguments.vocab_size, arguments.num_masks, arguments.model_max_length)
     measured = arguments.validation_files or arguments.files
     tried = check_round_trip(tokenizer, texts(measured))
     result = {"vocab_size": len(tokenizer), "num_masks": arguments.num_masks}

@@ -41,7 +41,7 @@ def test_upcast_linear_rounds_float32_products_once(monkeypatch, dtype, has_bias
     grad = torch.randn(20, 40).to(dtype)
     ours.backward(grad)
     plain.backward(grad.float())
-    for factor, reference in zip(half, wide):
+    for factor, reference in zip(half, wide, strict=True):
         torch.testing.assert_close(factor.grad, reference.grad.to(dtype))
     frozen = cpu.UpcastLinear.apply(half[0], *[factor.detach() for factor in half[1:]], *[None] * (not has_bias))
     (grad_rows,) = torch.autograd.grad(frozen, half[0], grad)
@@ -72,7 +72,9 @@ def test_upcast_attention_equals_the_kernel(masked):
     assert ours.dtype == torch.bfloat16
     torch.testing.assert_close(ours, kernel, atol=0.02, rtol=0)
     grad = torch.randn_like(ours)
-    for got, wanted in zip(torch.autograd.grad(ours, states, grad), torch.autograd.grad(kernel, states, grad)):
+    for got, wanted in zip(
+        torch.autograd.grad(ours, states, grad), torch.autograd.grad(kernel, states, grad), strict=True
+    ):
         torch.testing.assert_close(got, wanted, atol=0.05, rtol=0.05)
 
 
@@ -85,7 +87,7 @@ def test_half_precision_trains_as_float32(backend):
     forward = torch.compile(half.forward, fullgraph=True, backend=backend) if backend else half.forward
     forward(ids, labels=ids).loss.backward()
     wide(ids, labels=ids).loss.backward()
-    for ours, reference in zip(half.parameters(), wide.parameters()):
+    for ours, reference in zip(half.parameters(), wide.parameters(), strict=True):
         error = (ours.grad.float() - reference.grad).norm() / reference.grad.norm()
         assert error < 0.05
 
@@ -108,7 +110,7 @@ def test_a_sped_up_model_computes_the_same(make, dtype):
         cache = model(ids[:, :11], attention_mask=mask[:, :11], use_cache=True).past_key_values
         step = model(ids[:, 11:], attention_mask=mask, past_key_values=cache).logits
         outputs.append((model(ids, attention_mask=mask).logits[:, -1], step[:, 0]))
-    for ours, reference in zip(*reversed(outputs)):
+    for ours, reference in zip(*reversed(outputs), strict=True):
         torch.testing.assert_close(ours.float().softmax(-1), reference.float().softmax(-1), atol=tolerance, rtol=0)
 
 

@@ -14,6 +14,7 @@ from modeling_lpn.arguments import RecipeTrainingArguments
 from modeling_lpn.codegen2.infilling_codegen2 import find_format
 from modeling_lpn.runs import (
     TimeBudget,
+    describe_run,
     find_checkpoint,
     is_finished,
     load_pretrained,
@@ -145,3 +146,10 @@ def test_a_time_budget_ends_a_run_and_says_what_it_will_take(monkeypatch, capsys
         budget.on_step_end(args, state, control)
     assert state.global_step == 30 and control.should_training_stop and not control.should_save
     assert "20 steps took 200.0 s: 13.3 minutes for the other steps" in capsys.readouterr().out
+
+
+def test_a_run_is_described():
+    record = describe_run(7)
+    assert record["seed"] == 7 and record["versions"]["torch"] == torch.__version__
+    assert {"command", "date", "git_commit", "hardware"} <= set(record)
+    assert record["hardware"]["processes"] == 1

@@ -12,15 +12,22 @@ CodeGen2Arguments = arguments_from(
     "CodeGen2Arguments",
     skip=("bos_token_id", "eos_token_id", "pad_token_id", "eom_token_id", "use_cache"),
 )
-# An objective's name goes before its settings: one that calls a field `max_length` must not break the others' flags.
-ObjectiveArguments = dataclasses.make_dataclass(
-    "ObjectiveArguments",
-    [],
-    bases=tuple(
+
+
+def objective_arguments() -> type:
+    """
+    The settings of all objectives as flags, of those registered until now: call it where a parser is built.
+
+    Returns:
+        `type`: a dataclass for [`parse_recipe`]. An objective's name goes before its settings, so that one which calls
+        a field `max_length` does not break the others' flags.
+    """
+    kinds = [
         arguments_from(kind, f"{kind.__name__}Arguments", prefix=f"{name}_", skip=("splitter",))
         for name, kind in OBJECTIVES.items()
-    ),
-)
+        if dataclasses.is_dataclass(kind)  # another factory has no settings
+    ]
+    return dataclasses.make_dataclass("ObjectiveArguments", [], bases=tuple(kinds))
 
 
 @dataclasses.dataclass

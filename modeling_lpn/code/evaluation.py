@@ -15,7 +15,7 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from ..batching import evaluating, map_batches
-from ..codegen2.infilling_codegen2 import cut_around_holes, encode_source, infill, infill_layout
+from ..codegen2.infilling_codegen2 import InfillFormat, cut_around_holes, encode_source, infill, infill_layout
 from .generation import context_length, decode, decode_after, encode_prompt, generate_rows, stop_ids
 from .metrics import infill_scores
 
@@ -152,7 +152,7 @@ def evaluate_infilling(
     model,
     tokenizer,
     cases: Sequence[InfillCase],
-    infill_format: str = "codegen2",
+    infill_format: str | InfillFormat = "codegen2",
     max_new_tokens: int = 64,
     batch_size: int = 32,
     left_to_right: bool = False,
@@ -165,7 +165,7 @@ def evaluate_infilling(
             process needs a whole copy (as with DDP; not the shards of FSDP).
         tokenizer (`PreTrainedTokenizerBase`): its tokenizer.
         cases (`Sequence[InfillCase]`): see [`make_infill_cases`].
-        infill_format (`str`, defaults to `"codegen2"`): a key of `INFILL_FORMATS`.
+        infill_format (`str` or [`InfillFormat`], defaults to `"codegen2"`): see [`infill`].
         max_new_tokens (`int`, defaults to 64): longest span, with the token that ends it.
         batch_size (`int`, defaults to 32): spans written at a time; changes no result, a batch that does not fit into
             the memory is halved.
@@ -217,7 +217,7 @@ class _Infilling:
         self.settings = {**GREEDY, "infill_format": infill_format, "max_new_tokens": max_new_tokens}
 
     def __call__(self, cases) -> list[tuple[str, bool]]:
-        control = _FirstControlToken(self.layout.control_ids)
+        control = _FirstControlToken(self.layout.ends)
         results = infill(
             self.model,
             self.tokenizer,
@@ -298,7 +298,7 @@ def _summed_losses(model, windows) -> list[float]:
     logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
     sums = []
     for row, window in enumerate(windows):
-        parts = zip(logits[row, : len(window) - 1].split(256), ids[row, 1 : len(window)].split(256))
+        parts = zip(logits[row, : len(window) - 1].split(256), ids[row, 1 : len(window)].split(256), strict=True)
         losses = [torch.nn.functional.cross_entropy(part.float(), targets, reduction="sum") for part, targets in parts]
         sums.append(float(sum(losses)))
     return sums

@@ -118,7 +118,7 @@ def infill_scores(
             + ("" if ended is None else f" and {len(ended)} entries of `ended`")
             + "; give the same number of each, and at least one"
         )
-    pairs = list(zip(predictions, references))
+    pairs = list(zip(predictions, references, strict=True))
     scores = {
         "exact_match": _mean(float(written.strip() == truth.strip()) for written, truth in pairs),
         "strict_exact_match": _mean(float(written == truth) for written, truth in pairs),

@@ -8,7 +8,7 @@ masked), then [`unit_parts`] builds its token ids; both are pure functions of th
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import numpy as np
 
@@ -146,8 +146,8 @@ class SpanLaw:
     def place(self, lengths, masked: int, num_tokens: int, rng):
         # Distinct gaps between the visible tokens, the two ends included: at least one of them between two spans.
         slots = _choose(num_tokens - masked + 1, len(lengths), rng)
-        before = accumulate(lengths, initial=0)
-        return [slot + masked_before for slot, masked_before in zip(slots, before)], lengths
+        before = accumulate(lengths[:-1], initial=0)
+        return [slot + masked_before for slot, masked_before in zip(slots, before, strict=True)], lengths
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,7 @@ class PoissonSpans(SpanLaw):
         borders = _choose(num_tokens + 1, 2 * len(lengths), rng)
         if borders == [0, num_tokens]:
             borders[1] -= 1  # something has to be visible
-        return borders[0::2], [end - start for start, end in zip(borders[0::2], borders[1::2])]
+        return borders[0::2], [end - start for start, end in zip(borders[0::2], borders[1::2], strict=True)]
 
 
 @dataclass(frozen=True)
@@ -288,7 +288,7 @@ class SpanCorruption(Objective):
 
     def plan(self, token_ids, room, rng, layout, opens_sequence=False) -> UnitPlan:
         _require_masks(layout, self.name)
-        fixed = 2 + self.final_end_of_text  # end of text, <sep>, final end of text
+        fixed = layout.overhead(0) + self.final_end_of_text
         taken = self._piece(token_ids, room - 3 - fixed, rng, opens_sequence)
         if taken < self.min_length:
             return CAUSAL.plan(token_ids, room, rng, layout)
@@ -313,10 +313,11 @@ class Infill(Objective):
     One hole between two uniform cut points (FIM): prefix, suffix, then the middle. Any of the three may be empty.
 
     With a [`MaskLayout`] this is CodeGen2's own infilling sequence with one mask; with a [`MiddleLayout`] the order is
-    prefix-suffix-middle (PSM) or, in a share of the units, suffix-prefix-middle (SPM, variant 2 of FIM, section 4.3).
+    prefix-suffix-middle (PSM) or, in a share of the units, suffix-prefix-middle (SPM, variant 2 of FIM, section 4.3);
+    families that know one order only (Seed-Coder, Codestral) have it in every unit.
 
     Args:
-        suffix_first_rate (`float`, *optional*): share of SPM units; 0.5 (FIM) where the layout has that order, else 0.
+        suffix_first_rate (`float`, *optional*): share of SPM units; 0.5 (FIM) where the layout knows both orders.
         splitter ([`TokenSplitter`], *optional*): draws the cut points uniformly over characters, as FIM does, and
             encodes what a cut leaves of a token anew. Without it the cuts lie between tokens.
         final_end_of_text (`bool`, defaults to `True`): whether the end of text follows `<eom>`.
@@ -347,7 +348,8 @@ class Infill(Objective):
                 f"`suffix_first_rate` is {rate}, but numbered masks have no suffix-first order; use a format with "
                 "fill-in-the-middle tokens, or leave it out."
             )
-        rate = 0.5 if rate is None and isinstance(layout, MiddleLayout) else rate
+        if isinstance(layout, MiddleLayout):
+            rate = self._suffix_first_rate(layout)
         ends = self.final_end_of_text
         overhead = layout.overhead(1) + (ends and isinstance(layout, MaskLayout))
         taken = self._piece(token_ids, room - overhead, rng, opens_sequence)
@@ -365,6 +367,17 @@ class Infill(Objective):
             length = len(source)
         size = length + overhead
         return UnitPlan(self.name, taken, size, [start], [end - start], ends, 0, suffix_first, source)
+
+    def _suffix_first_rate(self, layout: MiddleLayout) -> float:
+        rate, orders = self.suffix_first_rate, layout.orders
+        if len(orders) == 2:
+            return 0.5 if rate is None else rate
+        only = float(True in orders)
+        if rate not in (None, only):
+            raise ValueError(
+                f"`suffix_first_rate` is {rate}, but the family knows the order {layout.order!r} only; leave it out."
+            )
+        return only
 
 
 @dataclass(frozen=True)
@@ -455,10 +468,11 @@ class ObjectiveMixture:
             name (`str`): a key of `PRESETS`.
             per (`str`, defaults to `"sequence"`): see the class.
             settings: arguments of its objectives to change, with the objective's name before them:
-                `span_corruption_mask_ratio`, `infill_splitter`.
+                `span_corruption_mask_ratio`, `infill_splitter`. The preset `"fim"` also has them by the names of Megatron
+                and StarCoder: `fim_rate`, the share of infilling, and `fim_spm_rate`, which is `infill_suffix_first_rate`.
 
         Raises:
-            ValueError: for an unknown name, or a setting that none of its objectives has.
+            ValueError: for an unknown name, or a setting that none of its objectives has; the nearest is named.
 
         Example:
 
@@ -473,16 +487,20 @@ class ObjectiveMixture:
         if name not in PRESETS:
             near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.0)[0]
             raise ValueError(f"Unknown preset {name!r}; the nearest known one is {near!r} (of {', '.join(PRESETS)}).")
-        weights, objectives = zip(*PRESETS[name])
-        changed, unused = [], set(settings)
+        weights, objectives = zip(*PRESETS[name], strict=True)
+        if name == "fim":
+            weights, settings = _with_fim_names(weights, settings)
+        changed, known = [], set()
         for objective in objectives:
-            own = {field.name: f"{objective.name}_{field.name}" for field in fields(objective)}
-            own = {field: settings[key] for field, key in own.items() if key in settings}
+            keys = {field.name: f"{objective.name}_{field.name}" for field in fields(objective)}
+            own = {field: settings[key] for field, key in keys.items() if key in settings}
             changed.append(replace(objective, **own) if own else objective)
-            unused -= {f"{objective.name}_{field}" for field in own}
-        if unused:
+            known |= set(keys.values())
+        if unused := sorted(set(settings) - known):
             kinds = ", ".join(sorted({objective.name for objective in objectives}))
-            raise ValueError(f"No objective of the preset {name!r} ({kinds}) has the setting {sorted(unused)[0]!r}.")
+            near = difflib.get_close_matches(unused[0], known, n=1, cutoff=0.0)
+            cure = f"; the nearest known one is {near[0]!r}" if near else ""
+            raise ValueError(f"No objective of the preset {name!r} ({kinds}) has the setting {unused[0]!r}{cure}.")
         return cls(tuple(changed), weights, per)
 
     def draw(self, rng) -> Objective:
@@ -509,6 +527,20 @@ PRESETS = {
 }
 
 
+def _with_fim_names(weights, settings: dict) -> tuple[tuple[float, ...], dict]:
+    """Weights and settings of the preset `fim` with `fim_rate` and `fim_spm_rate` put into them."""
+    settings = dict(settings)
+    if (rate := settings.pop("fim_rate", None)) is not None:
+        if not 0 <= rate <= 1:
+            raise ValueError(f"`fim_rate` is {rate}; give a share in [0, 1].")
+        weights = (1 - rate, rate)
+    if (rate := settings.pop("fim_spm_rate", None)) is not None:
+        if "infill_suffix_first_rate" in settings:
+            raise ValueError("`fim_spm_rate` is another name of `infill_suffix_first_rate`; give one of the two.")
+        settings["infill_suffix_first_rate"] = rate
+    return weights, settings
+
+
 def _rearranged(layout, source, starts, lengths, final_end_of_text: bool = True):
     """
     The sequence of a [`MaskLayout`] by index arithmetic, for many spans.
@@ -523,21 +555,23 @@ def _rearranged(layout, source, starts, lengths, final_end_of_text: bool = True)
     """
     count, starts, lengths = len(starts), np.asarray(starts), np.asarray(lengths)
     layout.check_holes(count)
-    masked = int(lengths.sum())
-    visible = len(source) - masked + count  # tokens and masks before the end of text
-    sequence = np.empty(visible + 2 + masked + 2 * count + final_end_of_text, dtype=source.dtype)
+    masked, begin, between = int(lengths.sum()), len(layout.start), layout.between(count)
+    visible = begin + len(source) - masked + count  # tokens and masks before the ones that separate source and spans
+    spans = visible + len(between)
+    sequence = np.empty(spans + masked + 2 * count + final_end_of_text, dtype=source.dtype)
     runs = np.empty(2 * count + 1, dtype=np.int64)  # lengths of what is seen and what is masked, in turn
     runs[1::2] = lengths
     runs[0::2] = np.diff(starts, prepend=0, append=len(source)) - np.concatenate(([0], lengths))
     shifts = np.empty_like(runs)  # from a token's place in the source to its place in the sequence
     before = lengths.cumsum() - lengths  # masked tokens before each span
     numbers = np.arange(count)
-    shifts[0::2] = np.arange(count + 1) - np.concatenate((before, [masked]))
-    shifts[1::2] = visible + 2 + before + 2 * numbers + 1 - starts
+    shifts[0::2] = begin + np.arange(count + 1) - np.concatenate((before, [masked]))
+    shifts[1::2] = spans + before + 2 * numbers + 1 - starts
     sequence[np.arange(len(source)) + shifts.repeat(runs)] = source
-    masks, targets = np.array(layout.masks[:count]), visible + 2 + before + 2 * numbers
-    sequence[starts - before + numbers] = masks
-    sequence[visible : visible + 2] = (layout.end_of_text, layout.separator)
+    masks, targets = np.array(layout.masks[:count]), spans + before + 2 * numbers
+    sequence[:begin] = layout.start
+    sequence[begin + starts - before + numbers] = masks
+    sequence[visible:spans] = between
     sequence[targets] = masks
     sequence[targets + lengths + 1] = layout.end_of_span
     if final_end_of_text:
@@ -563,7 +597,7 @@ def unit_parts(token_ids, plan: UnitPlan, layout) -> list:
     if len(plan.starts) > MANY_SPANS:
         return [_rearranged(layout, source, plan.starts, plan.lengths, plan.ends)]
     pieces, spans, at = [], [], 0
-    for start, length in zip(plan.starts, plan.lengths):
+    for start, length in zip(plan.starts, plan.lengths, strict=True):
         pieces.append(source[at:start])
         at = start + length
         spans.append(source[start:at])
@@ -614,7 +648,7 @@ def hidden_length(plan: UnitPlan, layout, policy: str) -> int:
 
 def unlearned_ids(layout) -> list[int]:
     """Sentinels that carry no label under `"no_sentinels"`: all but the ones that end something."""
-    return sorted(set(layout.control_ids) - set(layout.stops) | set(getattr(layout, "start", ())))
+    return sorted(layout.control_ids - set(layout.stops))
 
 
 def check_source(token_ids, layout, name: str = "The file") -> None:
@@ -659,4 +693,4 @@ def _choose(total, count, rng):
 def _composition(total, parts, rng):
     """`parts` positive numbers that sum to `total`, every such sequence equally likely."""
     borders = [0, *(border + 1 for border in _choose(total - 1, parts - 1, rng)), total]
-    return [end - start for start, end in zip(borders, borders[1:])]
+    return [end - start for start, end in pairwise(borders)]

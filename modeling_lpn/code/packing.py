@@ -94,7 +94,7 @@ class TokenizedDocuments:
             ValueError: naming the first such document, the token, and the cure.
         """
         control = sorted(layout.control_ids)
-        for first, (values, borders) in zip(self._first, self._chunks):
+        for first, (values, borders) in zip(self._first[:-1], self._chunks, strict=True):
             found = np.isin(values, control)
             if found.any():
                 place = int(borders.searchsorted(found.argmax(), side="right")) - 1
@@ -189,7 +189,7 @@ class DocumentStream:
         if num_tokens <= self._tokens:
             return
         parts = []
-        for source, (documents, weight) in enumerate(zip(self.documents, self.weights)):
+        for source, (documents, weight) in enumerate(zip(self.documents, self.weights, strict=True)):
             orders = self._orders(source, documents, weight * num_tokens)
             document = np.concatenate(orders)
             lengths = documents.lengths[document]

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from ..batching import evaluating, map_batches
-from ..codegen2.infilling_codegen2 import infill
+from ..codegen2.infilling_codegen2 import InfillFormat, infill
 from ..runs import cores_of_process
 from ..sandbox.execution import ExecutionResult, require_code_execution, run_programs
 from .benchmarks import TRUNCATIONS, CodeTask
@@ -46,7 +46,8 @@ class SamplingConfig:
         batch_size (`int`, defaults to 16): completions at a time; changes no result.
         seed (`int`, defaults to 0): seed of all samples.
         truncation (`str`, defaults to `"none"`): rule of `TRUNCATIONS`; a sample ends where it will be cut.
-        infill_format (`str`, defaults to `"codegen2"`): key of `INFILL_FORMATS`, for tasks with a suffix.
+        infill_format (`str` or [`InfillFormat`], defaults to `"codegen2"`): key of `INFILL_FORMATS`, `"auto"`, or a
+            format, for tasks with a suffix.
 
     Raises:
         ValueError: a number out of its range, an unknown rule, or several greedy samples, which would all be the same.
@@ -59,7 +60,7 @@ class SamplingConfig:
     batch_size: int = 16
     seed: int = 0
     truncation: str = "none"
-    infill_format: str = "codegen2"
+    infill_format: str | InfillFormat = "codegen2"
 
     def __post_init__(self):
         if self.truncation not in TRUNCATIONS:
@@ -166,7 +167,7 @@ def sample_completions(
 
 def _settings(model, tasks, sampling) -> dict:
     """What the samples depend on."""
-    settings = asdict(sampling)
+    settings = json.loads(json.dumps(asdict(sampling)))  # as the file will give them back
     for name in ("num_samples", "batch_size"):
         del settings[name]
     texts = json.dumps([[task.task_id, task.context, task.prompt, task.suffix] for task in tasks])
@@ -201,8 +202,9 @@ class _Sampler:
         kwargs["stopping_criteria"] = StoppingCriteriaList([] if sampling.truncation == "none" else [stop])
         write = self._continue if batch[0][0].suffix is None else self._fill
         texts, finished = write([task for task, _ in batch], kwargs)
-        if stop.done is not None:
-            finished = [end or cut for end, cut in zip(finished, stop.done.tolist())]
+        # Of the text alone: what a row is padded with depends on its batch.
+        truncate = TRUNCATIONS[sampling.truncation]
+        finished = [end or truncate(text) != text for end, text in zip(finished, texts, strict=True)]
         records = [
             {"task_id": task.task_id, "sample": number, "completion": text, "finished": end}
             for (task, number), text, end in zip(batch, texts, finished, strict=True)
@@ -351,7 +353,7 @@ def run_completions(
         programs_run = run_programs(
             [unique[index] for index in mine], num_workers, on_result=lambda *_: bar.update(), **options
         )
-    results = dict(gather_object(list(zip(mine, programs_run))))
+    results = dict(gather_object(list(zip(mine, programs_run, strict=True))))
     by_program = {program: results[index] for index, program in enumerate(unique)}
     return [[by_program[program] for program in some] for some in programs]
 

@@ -1,6 +1,21 @@
+# Copyright 2026 The modeling_lpn authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """CodeGen2 configuration."""
 
 import difflib
+import os
+from typing import Any, Self
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -100,9 +115,10 @@ class CodeGen2Config(PreTrainedConfig):
 
     vocab_size: int = 51200
     n_positions: int = 2048
-    n_embd: int = 2048
-    n_layer: int = 16
-    n_head: int = 16
+    # The releases' own names, under which their files say it; `attribute_map` has the canonical ones.
+    n_embd: int = 2048  # trf-ignore: TRF023
+    n_layer: int = 16  # trf-ignore: TRF023
+    n_head: int = 16  # trf-ignore: TRF023
     rotary_dim: int = 64
     n_inner: int | None = None
     mp_num: int | None = None
@@ -119,7 +135,7 @@ class CodeGen2Config(PreTrainedConfig):
     eom_token_id: int | None = END_OF_MASK_ID
     tie_word_embeddings: bool = False
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         head_dim = kwargs.get("head_dim")
         if self.mp_num is None:
             by_head_dim = 4 if head_dim is None else 8
@@ -132,7 +148,7 @@ class CodeGen2Config(PreTrainedConfig):
                 setattr(self, name, None)
         super().__post_init__(**kwargs)
 
-    def _check_sizes(self, head_dim):
+    def _check_sizes(self, head_dim: int | None) -> None:
         if self.n_embd % self.n_head:
             raise ValueError(
                 f"`n_embd` {self.n_embd} is not a multiple of `n_head` {self.n_head}; choose a width that splits into "
@@ -163,7 +179,9 @@ class CodeGen2Config(PreTrainedConfig):
             )
 
     @classmethod
-    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         given, stated = kwargs.get("mp_num"), config_dict.get("mp_num")
         if None not in (given, stated) and given != stated:
@@ -176,14 +194,14 @@ class CodeGen2Config(PreTrainedConfig):
         return config_dict, kwargs
 
     @classmethod
-    def from_dict(cls, config_dict, **kwargs):
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:
         # The base class sets keyword arguments after it has built the config: too late for the choice of grouping.
         if kwargs.get("mp_num") is not None:
             config_dict = {**config_dict, "mp_num": kwargs["mp_num"]}
         return super().from_dict(config_dict, **kwargs)
 
     @classmethod
-    def repair_released(cls, config_dict: dict) -> dict:
+    def repair_released(cls, config_dict: dict[str, Any]) -> dict[str, Any]:
         """
         Turns the dictionary of a released `config.json` into one of this class.
 

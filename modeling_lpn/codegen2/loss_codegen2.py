@@ -1,4 +1,19 @@
+# Copyright 2026 The modeling_lpn authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """Next-token cross-entropy without copies of the logits."""
+
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,22 +33,22 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(logits, targets, ignore_index):
+    def forward(logits: torch.Tensor, targets: torch.Tensor, ignore_index: int) -> tuple[torch.Tensor, torch.Tensor]:
         log_norms = torch.empty(targets.shape, dtype=torch.float32, device=logits.device)
         chunk = max(1, LOSS_CHUNK_ELEMENTS // logits.shape[-1])
-        for rows, norms in zip(logits.split(chunk), log_norms.split(chunk)):
+        for rows, norms in zip(logits.split(chunk), log_norms.split(chunk), strict=True):
             torch.logsumexp(rows.float(), dim=-1, out=norms)
         picked = logits.gather(-1, targets.clamp(min=0)[:, None])[:, 0].float()
         return torch.where(targets == ignore_index, 0.0, log_norms - picked), log_norms
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[torch.Tensor, torch.Tensor]) -> None:
         logits, targets, ctx.ignore_index = inputs
         ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(logits, targets, output[1])
 
     @staticmethod
-    def backward(ctx, grad_losses, _):
+    def backward(ctx: Any, grad_losses: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         logits, targets, log_norms = ctx.saved_tensors
         grad = torch.empty_like(logits)
         chunk = max(1, LOSS_CHUNK_ELEMENTS // logits.shape[-1])
@@ -46,7 +61,12 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         return grad, None, None
 
 
-def token_losses(logits, labels=None, shift_labels=None, ignore_index=-100):
+def token_losses(
+    logits: torch.Tensor,
+    labels: torch.Tensor | None = None,
+    shift_labels: torch.Tensor | None = None,
+    ignore_index: int = -100,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Next-token cross-entropy of every position, in float32 and without a second copy of the logits.
 
@@ -67,8 +87,14 @@ def token_losses(logits, labels=None, shift_labels=None, ignore_index=-100):
 
 
 def causal_lm_loss(
-    logits, labels, vocab_size, num_items_in_batch=None, ignore_index=-100, shift_labels=None, **kwargs
-):
+    logits: torch.Tensor,
+    labels: torch.Tensor | None,
+    vocab_size: int,
+    num_items_in_batch: int | torch.Tensor | None = None,
+    ignore_index: int = -100,
+    shift_labels: torch.Tensor | None = None,
+    **kwargs: Any,
+) -> torch.Tensor:
     """
     Mean next-token cross-entropy, as transformers' `ForCausalLMLoss` without its copies of the logits.
 

@@ -1,20 +1,37 @@
+# Copyright 2026 The modeling_lpn authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """The attention masks of CodeGen2: causal, bidirectional prefix, packed documents (arXiv 2305.02309, section 3)."""
+
+from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.attention.flex_attention import BlockMask
+from transformers import Cache, PreTrainedConfig
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, create_causal_mask
 from transformers.utils.generic import is_flash_attention_requested
 
 
 def build_attention_mask(
-    config,
-    inputs_embeds,
-    attention_mask,
-    past_key_values,
-    position_ids=None,
-    block_sequence_ids=None,
-    prefix_length=None,
-):
+    config: PreTrainedConfig,
+    inputs_embeds: torch.Tensor,
+    attention_mask: torch.Tensor | BlockMask | None,
+    past_key_values: Cache | None,
+    position_ids: torch.Tensor | None = None,
+    block_sequence_ids: torch.Tensor | None = None,
+    prefix_length: int | torch.Tensor | None = None,
+) -> torch.Tensor | BlockMask | None:
     """
     The mask of one forward pass, in the form the attention implementation wants (`None` where a kernel knows it).
 
@@ -28,7 +45,7 @@ def build_attention_mask(
             the first chunk.
     """
     length, device = inputs_embeds.shape[1], inputs_embeds.device
-    arguments = {
+    arguments: dict[str, Any] = {
         "config": config,
         "inputs_embeds": inputs_embeds,
         "attention_mask": attention_mask,
@@ -51,7 +68,7 @@ def build_attention_mask(
     else:
         kv_length = length if attention_mask is None else attention_mask.shape[1]
     real = torch.ones((1, kv_length), dtype=torch.bool, device=device)
-    if attention_mask is not None:
+    if isinstance(attention_mask, torch.Tensor):  # a flex mask is 4-D
         real = nn.functional.pad(attention_mask.to(device).bool(), (0, kv_length - attention_mask.shape[1]))
     real = real.expand(inputs_embeds.shape[0], -1)
     index = real.long().cumsum(-1) - 1  # (batch, kv_length)
@@ -75,12 +92,12 @@ def build_attention_mask(
     return create_causal_mask(**arguments, block_sequence_ids=block_ids)
 
 
-def _is_empty(past):
+def _is_empty(past: int | torch.Tensor) -> bool:
     # The fill of a static cache is a tensor once it was used: a compiled graph, which is not to read it, decodes.
     return past == 0 if isinstance(past, int) else not torch.compiler.is_compiling() and bool(past == 0)
 
 
-def _require_mask_support(config, what):
+def _require_mask_support(config: PreTrainedConfig, what: str) -> None:
     implementation = config._attn_implementation
     if is_flash_attention_requested(config) or implementation not in ALL_MASK_ATTENTION_FUNCTIONS._global_mapping:
         raise ValueError(
@@ -89,7 +106,14 @@ def _require_mask_support(config, what):
         )
 
 
-def _block_ids(block_sequence_ids, prefix_length, index, real, past, length):
+def _block_ids(
+    block_sequence_ids: torch.Tensor | None,
+    prefix_length: int | torch.Tensor | None,
+    index: torch.Tensor,
+    real: torch.Tensor,
+    past: int | torch.Tensor,
+    length: int,
+) -> torch.Tensor:
     """Ids of the bidirectional blocks over all key positions, -1 where a token is causal: `(batch, positions)`."""
     checked = not torch.compiler.is_compiling()
     if block_sequence_ids is not None and prefix_length is not None:
@@ -118,7 +142,7 @@ def _block_ids(block_sequence_ids, prefix_length, index, real, past, length):
                 f"`prefix_length` {prefix.flatten().tolist()} is not within the rows' {tokens.flatten().tolist()} "
                 "tokens (padding not counted); the whole prefix must be in the first chunk a model sees."
             )
-        crosses = checked and past > 0 and bool((prefix > index[:, past - 1, None] + 1).any())
+        crosses = checked and bool(past > 0 and (prefix > index[:, past - 1, None] + 1).any())
         block_ids = torch.where((index < prefix) & real, 0, -1)
     if crosses:
         raise ValueError(
@@ -129,7 +153,7 @@ def _block_ids(block_sequence_ids, prefix_length, index, real, past, length):
     return block_ids
 
 
-def positions_in_documents(segment_ids, attention_mask):
+def positions_in_documents(segment_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
     """Positions that start again at 0 where `segment_ids` change, padding not counted: `(batch, length)`."""
     real = torch.ones_like(segment_ids) if attention_mask is None else attention_mask.to(segment_ids.dtype)
     index = real.cumsum(-1) - 1

@@ -1,12 +1,29 @@
+# Copyright 2026 The modeling_lpn authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """CodeGen2: a causal or prefix-LM code model (arXiv 2305.02309)."""
 
 import difflib
+import os
+from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.attention.flex_attention import BlockMask
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.generation import GenerationMixin
+from transformers.generation import GenerationMixin, GenerationMode
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
     BaseModelOutputWithPast,
@@ -20,12 +37,12 @@ from transformers.utils.generic import TransformersKwargs, merge_with_config_def
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_codegen2 import CodeGen2Config
-from .infilling_codegen2 import infill
+from .infilling_codegen2 import Infilling, infill
 from .loss_codegen2 import causal_lm_loss
 from .masking_codegen2 import build_attention_mask, positions_in_documents
 
 
-def regroup_qkv(weight, mp_num, new_mp_num):
+def regroup_qkv(weight: torch.Tensor, mp_num: int, new_mp_num: int) -> torch.Tensor:
     """
     Rewrites the rows of a fused projection from one grouping to another.
 
@@ -69,7 +86,7 @@ def rotate_pairs(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> 
     return torch.cat((rotated, states[..., rotary_dim:]), dim=-1)
 
 
-def _masked(scores, attention_mask):
+def _masked(scores: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
     """Scores under a mask, boolean (True where a query may look) as those of `sdpa`, or additive."""
     if attention_mask is None:
         return scores
@@ -78,7 +95,16 @@ def _masked(scores, attention_mask):
     return scores + attention_mask
 
 
-def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention with the scores spelled out in float32, as the original code; returns them as well."""
     scores = torch.matmul(query.float(), key.float().transpose(2, 3)) * scaling
     weights = _masked(scores, attention_mask).softmax(dim=-1).to(value.dtype)
@@ -108,12 +134,21 @@ class CodeGen2Attention(nn.Module):
         self.register_load_state_dict_pre_hook(self._drop_released_buffers)
 
     @staticmethod
-    def _drop_released_buffers(module, state_dict, prefix, *args):
+    def _drop_released_buffers(
+        module: nn.Module, state_dict: dict[str, torch.Tensor], prefix: str, *args: Any
+    ) -> None:
         # The released files hold the causal mask of every block; a strict `load_state_dict` would stumble over it.
         for name in ("causal_mask", "masked_bias", "bias"):
             state_dict.pop(f"{prefix}{name}", None)
 
-    def forward(self, hidden_states, position_embeddings, attention_mask=None, past_key_values=None, **kwargs):
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        attention_mask: torch.Tensor | BlockMask | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         batch, length, _ = hidden_states.shape
         qkv = self.qkv_proj(hidden_states).view(batch, length, self.mp_num, 3, self.heads_per_group, self.head_dim)
 
@@ -145,7 +180,7 @@ class CodeGen2MLP(nn.Module):
         self.act = ACT2FN["gelu_pytorch_tanh" if fused else config.activation_function]
         self.dropout = nn.Dropout(config.resid_pdrop)
 
-    def forward(self, hidden_states):
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.dropout(self.fc_out(self.act(self.fc_in(hidden_states))))
 
 
@@ -156,7 +191,14 @@ class CodeGen2Block(GradientCheckpointingLayer):
         self.attn = CodeGen2Attention(config, layer_idx)
         self.mlp = CodeGen2MLP(config)
 
-    def forward(self, hidden_states, position_embeddings, attention_mask=None, past_key_values=None, **kwargs):
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        attention_mask: torch.Tensor | BlockMask | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
         normed = self.ln_1(hidden_states)
         attended, _ = self.attn(normed, position_embeddings, attention_mask, past_key_values, **kwargs)
         return hidden_states + attended + self.mlp(normed)
@@ -174,12 +216,13 @@ class CodeGen2PreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _supports_flex_attn = True
     _can_compile_fullgraph = True
+    _input_embed_layer = "wte"
     _can_record_outputs = {"hidden_states": CodeGen2Block, "attentions": CodeGen2Attention}
     # What `peft.LoraConfig(target_modules=list(model.lora_target_modules))` should adapt: every linear layer of a
     # block, without the head, whose gradient is the largest tensor of a step.
     lora_target_modules = ("qkv_proj", "out_proj", "fc_in", "fc_out")
 
-    def save_pretrained(self, save_directory, **kwargs):
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:  # type: ignore[override]
         if self.is_remote_code():
             # transformers notes the class that is saved; the folder's code has the others, for every auto class.
             self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **_AUTO_MAP}
@@ -214,12 +257,6 @@ class CodeGen2Model(CodeGen2PreTrainedModel):
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.gradient_checkpointing = False
         self.post_init()
-
-    def get_input_embeddings(self):
-        return self.wte
-
-    def set_input_embeddings(self, value):
-        self.wte = value
 
     @merge_with_config_defaults
     @capture_outputs
@@ -274,7 +311,9 @@ class CodeGen2Model(CodeGen2PreTrainedModel):
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         if segment_ids is not None:
-            position_ids = self._positions_of_segments(segment_ids, attention_mask, position_ids, past_key_values)
+            position_ids = self._positions_of_segments(  # type: ignore[assignment]
+                segment_ids, attention_mask, position_ids, past_key_values
+            )
         self._check_context(inputs_embeds.shape[1], position_ids, past_key_values)
 
         mask = build_attention_mask(
@@ -299,7 +338,7 @@ class CodeGen2Model(CodeGen2PreTrainedModel):
             )
         return BaseModelOutputWithPast(last_hidden_state=self.ln_f(hidden_states), past_key_values=past_key_values)
 
-    def _embed(self, input_ids):
+    def _embed(self, input_ids: torch.LongTensor) -> torch.FloatTensor:
         try:
             return self.wte(input_ids)
         except IndexError as error:  # on a CPU; elsewhere a check would wait for the device
@@ -310,7 +349,7 @@ class CodeGen2Model(CodeGen2PreTrainedModel):
             ) from error
 
     @staticmethod
-    def _refuse_unknown(kwargs):
+    def _refuse_unknown(kwargs: dict[str, Any]) -> None:
         known = _KNOWN_KWARGS if kwargs.get("cache") is None else _KNOWN_KWARGS | _PAGED_KWARGS
         if unknown := sorted(set(kwargs) - known):
             if unknown[0] == "token_type_ids":
@@ -319,13 +358,18 @@ class CodeGen2Model(CodeGen2PreTrainedModel):
                     "which nothing trained uses); load the tokenizer with `return_token_type_ids=False`, or set "
                     '`tokenizer.model_input_names = ["input_ids", "attention_mask"]`.'
                 )
-            known = ["input_ids", "attention_mask", "position_ids", "past_key_values", "inputs_embeds", "use_cache"]
-            known += ["labels", "block_sequence_ids", "prefix_length", "segment_ids", *sorted(_KNOWN_KWARGS)]
-            near = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.0)[0]
+            names = ["input_ids", "attention_mask", "position_ids", "past_key_values", "inputs_embeds", "use_cache"]
+            names += ["labels", "block_sequence_ids", "prefix_length", "segment_ids", *sorted(_KNOWN_KWARGS)]
+            near = difflib.get_close_matches(unknown[0], names, n=1, cutoff=0.0)[0]
             raise TypeError(f"CodeGen2 knows no argument `{unknown[0]}`; the nearest known one is `{near}`.")
 
     @staticmethod
-    def _positions_of_segments(segment_ids, attention_mask, position_ids, past_key_values):
+    def _positions_of_segments(
+        segment_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        position_ids: torch.Tensor | None,
+        past_key_values: Cache | None,
+    ) -> torch.Tensor:
         if position_ids is not None:
             raise ValueError("Both `segment_ids` and `position_ids` are given; either marks the documents, give one.")
         if past_key_values is not None and past_key_values.get_seq_length() > 0:
@@ -335,8 +379,9 @@ class CodeGen2Model(CodeGen2PreTrainedModel):
             )
         return positions_in_documents(segment_ids, attention_mask)
 
-    def _check_context(self, length, position_ids, past_key_values):
+    def _check_context(self, length: int, position_ids: torch.Tensor | None, past_key_values: Cache | None) -> None:
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        # CODEPATH: every checkpoint takes both; the length of the input decides.
         # The fill of a static cache is a tensor on the device: `generate` checks the length there, without reading it.
         if isinstance(past, torch.Tensor) or past + length <= self.config.n_positions:
             return
@@ -346,7 +391,7 @@ class CodeGen2Model(CodeGen2PreTrainedModel):
             raise ValueError(_too_long(longest, self.config.n_positions))
 
 
-def _too_long(length, n_positions):
+def _too_long(length: int, n_positions: int) -> str:
     return (
         f"The context of {length} tokens is longer than the {n_positions} (`n_positions`) this model was trained on; "
         "shorten the input or `max_new_tokens` (`infill` cuts around the hole by itself)."
@@ -387,16 +432,17 @@ class CodeGen2ForCausalLM(CodeGen2PreTrainedModel, GenerationMixin):
         self._set_stop_tokens()
         self.post_init()
 
-    def _set_stop_tokens(self):
+    def _set_stop_tokens(self) -> None:
         config = self.config
         stops = [config.eos_token_id] if isinstance(config.eos_token_id, int) else list(config.eos_token_id or [])
+        # CODEPATH: the releases have <eom>; a model of a smaller vocabulary may have none.
         if config.eom_token_id is not None and config.eom_token_id not in stops:
             stops.append(config.eom_token_id)  # a model asked for a span says nothing after <eom> that a caller wants
         self.generation_config.eos_token_id = stops or None
         self.generation_config.bos_token_id = config.bos_token_id
         self.generation_config.pad_token_id = config.pad_token_id
 
-    def adjust_generation_fn(self, *args, **kwargs):
+    def adjust_generation_fn(self, *args: Any, **kwargs: Any) -> None:
         super().adjust_generation_fn(*args, **kwargs)
         # Without a generation_config.json transformers reads config.json again, past the repair of its token ids;
         # fine-tunes have saved those ids into one. 2 is the character `#`.
@@ -475,17 +521,17 @@ class CodeGen2ForCausalLM(CodeGen2PreTrainedModel, GenerationMixin):
             attentions=outputs.attentions,
         )
 
-    def prepare_inputs_for_generation(
+    def prepare_inputs_for_generation(  # type: ignore[override]  # all but the first are passed by name
         self,
-        input_ids,
-        attention_mask=None,
-        past_key_values=None,
-        inputs_embeds=None,  # named, or `generate` would refuse it
-        is_first_iteration=False,
-        block_sequence_ids=None,
-        prefix_length=None,
-        **kwargs,
-    ):
+        input_ids: torch.LongTensor,
+        attention_mask: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,  # named, or `generate` would refuse it
+        is_first_iteration: bool = False,
+        block_sequence_ids: torch.Tensor | None = None,
+        prefix_length: int | torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
         for name in ("tokenizer", "assistant_tokenizer"):  # `generate` hands them down (for `stop_strings`)
             kwargs.pop(name, None)
         inputs = super().prepare_inputs_for_generation(
@@ -509,20 +555,35 @@ class CodeGen2ForCausalLM(CodeGen2PreTrainedModel, GenerationMixin):
 
     @staticmethod
     def create_masks_for_generate(
-        config, inputs_embeds, attention_mask, past_key_values, position_ids=None, block_sequence_ids=None, **kwargs
-    ):
+        config: PreTrainedConfig,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        past_key_values: Cache | None,
+        position_ids: torch.Tensor | None = None,
+        block_sequence_ids: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor | BlockMask | None:
         # `generate` draws the masks of a static cache by itself; its own function knows no packed documents.
         return build_attention_mask(
             config, inputs_embeds, attention_mask, past_key_values, position_ids, block_sequence_ids
         )
 
-    def _prepare_position_ids_for_generation(self, inputs_tensor, model_kwargs):
+    def _prepare_position_ids_for_generation(
+        self, inputs_tensor: torch.Tensor, model_kwargs: dict[str, Any]
+    ) -> torch.Tensor:
         segment_ids = model_kwargs.pop("segment_ids", None)
         if segment_ids is not None:  # the last document is continued
             return positions_in_documents(segment_ids, model_kwargs.get("attention_mask"))
         return super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)
 
-    def _prepare_cache_for_generation(self, generation_config, model_kwargs, generation_mode, batch_size, max_length):
+    def _prepare_cache_for_generation(
+        self,
+        generation_config: GenerationConfig,
+        model_kwargs: dict[str, Any],
+        generation_mode: GenerationMode,
+        batch_size: int,
+        max_length: int,
+    ) -> None:
         # Here and not in the step that is too long: an error there would lose what was generated so far.
         chunk_size, mask = generation_config.prefill_chunk_size, model_kwargs.get("attention_mask")
         has_prefix = any(model_kwargs.get(name) is not None for name in ("prefix_length", "block_sequence_ids"))
@@ -534,11 +595,15 @@ class CodeGen2ForCausalLM(CodeGen2PreTrainedModel, GenerationMixin):
         longest = max_length - (0 if mask is None else int((mask == 0).sum(-1).min()))
         if longest > self.config.n_positions:
             raise ValueError(_too_long(longest, self.config.n_positions))
-        return super()._prepare_cache_for_generation(
-            generation_config, model_kwargs, generation_mode, batch_size, max_length
-        )
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, generation_mode, batch_size, max_length)
 
-    def infill(self, tokenizer, prefix=None, suffix=None, **kwargs):
+    def infill(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        prefix: str | list[str] | None = None,
+        suffix: str | list[str] | None = None,
+        **kwargs: Any,
+    ) -> Infilling | list[Infilling]:
         """
         Writes the code between `prefix` and `suffix`; see [`infill`] for several holes, batches and truncation.
 

@@ -1,4 +1,19 @@
+# Copyright 2026 The modeling_lpn authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """The pipeline "code-infilling"."""
+
+from typing import Any
 
 from transformers import AutoModelForCausalLM, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
@@ -22,7 +37,9 @@ class CodeInfillingPipeline(Pipeline):
     _load_tokenizer = True  # type: ignore[assignment]  # the base class declares them None
     _load_processor = _load_image_processor = _load_feature_extractor = False  # type: ignore[assignment]
 
-    def __call__(self, inputs, *args, batch_size=None, **kwargs):
+    def __call__(
+        self, inputs: dict | list[dict], *args: Any, batch_size: int | None = None, **kwargs: Any
+    ) -> dict[str, Any] | list[dict[str, Any]]:
         if not isinstance(inputs, list):
             return super().__call__((inputs,), *args, **kwargs)[0]
         # `infill` pads a batch by itself, so a tuple of requests goes through the pipeline as one input.
@@ -30,10 +47,10 @@ class CodeInfillingPipeline(Pipeline):
         batches = [tuple(inputs[start : start + size]) for start in range(0, len(inputs), size)]
         return [result for batch in batches for result in super(CodeInfillingPipeline, self).__call__(batch, **kwargs)]
 
-    def _sanitize_parameters(self, **kwargs):
+    def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict[str, Any], dict]:
         return {}, kwargs, {}
 
-    def preprocess(self, inputs):
+    def preprocess(self, inputs: tuple[dict, ...]) -> dict[str, Any]:  # type: ignore[override]
         pieces = []
         for request in inputs:
             keys = set(request) if isinstance(request, dict) else None
@@ -48,10 +65,10 @@ class CodeInfillingPipeline(Pipeline):
                 )
         return {"pieces": pieces}
 
-    def _forward(self, model_inputs, **kwargs):
+    def _forward(self, model_inputs: dict[str, Any], **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         return {"infillings": infill(self.model, self.tokenizer, pieces=model_inputs["pieces"], **kwargs)}
 
-    def postprocess(self, model_outputs):
+    def postprocess(self, model_outputs: dict[str, Any]) -> list[dict[str, Any]]:  # type: ignore[override]
         return [
             {"text": result.text, "spans": result.spans, "finished": result.finished, "truncated": result.truncated}
             for result in model_outputs["infillings"]

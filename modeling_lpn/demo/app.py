@@ -19,6 +19,7 @@ from ..code.objectives import OBJECTIVES
 from ..codegen2.infilling_codegen2 import encode_source, infill_layout
 from ..codegen2.pipeline_codegen2 import CodeInfillingPipeline
 from ..lpn.pipeline_lpn import ProgramInductionPipeline
+from ..lpn.processing_lpn import StringProcessor
 from ..lpn.search_lpn import SearchConfig
 from ..pipelines import HOLE, load_pipeline, split_at_holes
 from ..tasks.generators import PatternTask
@@ -238,7 +239,7 @@ def infill_code(pipeline: CodeInfillingPipeline, text: str, max_new_tokens: int)
         raise ValueError(f"The code has {len(pieces) - 1} holes; this demo fills {MAX_HOLES}.")
     result = pipeline({"pieces": pieces}, max_new_tokens=int(max_new_tokens), max_time=MAX_INFILL_SECONDS)
     parts = [(pieces[0], "")]
-    for span, piece in zip(result["spans"], pieces[1:]):
+    for span, piece in zip(result["spans"], pieces[1:], strict=True):
         parts += [(span, "written"), (piece, "")]
     notes = [
         f"Hole {number} was cut off after {int(max_new_tokens)} tokens."
@@ -257,7 +258,9 @@ def objective_example(pipeline: CodeInfillingPipeline, name: str, text: str, see
     layout = infill_layout(tokenizer)
     unit = OBJECTIVES[name]()(encode_source(tokenizer, text), np.random.default_rng(abs(int(seed))), layout)
     parts: list[tuple[list[int], str]] = []
-    for place, (token, label) in enumerate(zip(unit["input_ids"].tolist(), unit["labels"].tolist())):
+    for place, (token, label) in enumerate(
+        zip(*(unit[part].tolist() for part in ("input_ids", "labels")), strict=True)
+    ):
         kind = "both" if place < unit["plan"].prefix_length else "learned" if label >= 0 else "read"
         kind = "control" if token in layout.control_ids else kind
         if kind == "control" or not parts or parts[-1][1] != kind:
@@ -276,12 +279,15 @@ def build_demo(pipelines: dict[str, Any]) -> gr.Blocks:
         pipelines (`dict[str, Pipeline]`): by name; a tab appears for each kind of model that is there.
 
     Raises:
-        ValueError: there is no model.
+        ValueError: there is no model, or one of strings.
     """
     programs = {name: one for name, one in pipelines.items() if isinstance(one, ProgramInductionPipeline)}
     codes = {name: one for name, one in pipelines.items() if isinstance(one, CodeInfillingPipeline)}
     if not pipelines:
         raise ValueError("The demo has no model; give folders of trained models or their names on the Hub.")
+    for name, pipeline in programs.items():
+        if isinstance(pipeline.processor, StringProcessor):
+            raise ValueError(f"{name!r} is a model of strings, and this demo draws grids; leave it out.")
     with gr.Blocks(title="Latent programs", analytics_enabled=False, delete_cache=(3600, 3600)) as demo:
         gr.Markdown("# Latent programs\nSearch in latent space for the program behind examples, and infill code.")
         if programs:

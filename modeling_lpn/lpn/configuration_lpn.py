@@ -1,3 +1,16 @@
+# Copyright 2026 The modeling_lpn authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """Configuration of the Latent Program Network (LPN, arXiv 2411.08706)."""
 
 from dataclasses import dataclass
@@ -68,6 +81,9 @@ class LPNConfig(PreTrainedConfig):
         separate_input_position_embeddings (`bool`, defaults to `False`):
             Whether the decoder has own position embeddings for the input grid
             (`next_position_embeddings_new_input_embeds` of the published code).
+        copy_inputs (`bool`, defaults to `False`):
+            Whether the decoder has one more attention head over the input cells whose values are their colours, for tasks
+            that copy, such as those on strings.
         rope_max_frequency (`float`, defaults to 10.0): Largest frequency of the rotary embedding (Table 16).
         layer_norm_eps (`float`, defaults to 1e-6): Epsilon of the layer norms.
         prior_kl_weight (`float`, defaults to 1e-4):
@@ -120,6 +136,7 @@ class LPNConfig(PreTrainedConfig):
     logits_projection_bias: bool = False
     next_position_embeddings: bool = True
     separate_input_position_embeddings: bool = False
+    copy_inputs: bool = False
     rope_max_frequency: float = 10.0
     layer_norm_eps: float = 1e-6
     prior_kl_weight: float = 1e-4

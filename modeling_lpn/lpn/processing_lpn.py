@@ -1,3 +1,16 @@
+# Copyright 2026 The modeling_lpn authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """ARC-style tasks to padded tensors and predictions back to grids: the one place for grid validation and padding."""
 
 from collections.abc import Mapping, Sequence
@@ -342,4 +355,144 @@ class LPNProcessor(ProcessorMixin):
         ]
 
 
-__all__ = ["LPNProcessor", "mask_of_counts", "pad_grids", "stack_grids", "validate_grid", "validate_task"]
+# Printable ASCII, from the space to the tilde.
+ALPHABET = "".join(map(chr, range(32, 127)))
+
+
+class StringProcessor(LPNProcessor):
+    """
+    Turns tasks made of strings into the tensors of [`LPNModel`] and its predictions back into strings. A string is a grid
+    of one row; the character `alphabet[i]` is colour `i + 1`, and colour 0 is "no character".
+
+    Output grids are as wide as the next multiple of `output_step`, with colour 0 behind the string: a model then predicts a
+    rough length first and the exact end while it writes. The empty string is one cell of colour 0 (or `output_step`).
+
+    Args:
+        max_length (`int`, defaults to 64): Longest string, in characters.
+        alphabet (`str`, defaults to printable ASCII): The characters that a model knows, each once.
+        output_step (`int`, defaults to 8): Output grids are multiples of so many cells wide, at most `max_length`.
+
+    Raises:
+        `ValueError`: a size is not an integer of at least 1, or the alphabet is empty or holds a character twice.
+
+    Example:
+
+    ```python
+    >>> from modeling_lpn import StringProcessor
+
+    >>> task = {"train": [{"input": "Ada Lovelace", "output": "A."}], "test": [{"input": "Alan Turing"}]}
+    >>> StringProcessor()(task)["query_grids"].shape
+    torch.Size([1, 1, 1, 12])
+
+    ```
+    """
+
+    def __init__(self, max_length: int = 64, alphabet: str = ALPHABET, output_step: int = 8, **sizes: Any):
+        if not isinstance(alphabet, str) or not alphabet or len(set(alphabet)) < len(alphabet):
+            twice = sorted({character for character in alphabet if alphabet.count(character) > 1})
+            raise ValueError(f"`alphabet` is {alphabet!r:.40} (twice: {twice}); give a string of different characters")
+        super().__init__(1, max_length, len(alphabet) + 1)
+        for name, value in sizes.items():  # a saved processor holds them, though they follow from the others
+            if getattr(self, name, None) != value:
+                raise ValueError(f"`{name}` is {value!r}; a string processor has {getattr(self, name, None)!r} there")
+        if isinstance(output_step, bool) or not isinstance(output_step, int) or output_step < 1:
+            raise ValueError(f"`output_step` is {output_step!r}; it counts cells, give an integer of at least 1")
+        self.max_length, self.alphabet, self.output_step = max_length, alphabet, output_step
+
+    def validate_task(self, task: Any, task_id: str | None = None, require_test: bool = True) -> dict[str, Any]:
+        """Checks a task of strings and returns its grids, see [`validate_task`].
+
+        Raises:
+            `ValueError`: names the task, the pair and the character (counted from 0) and the cure.
+        """
+        if not isinstance(task, Mapping):
+            return super().validate_task(task, task_id, require_test)
+        known_id = str(task.get("task_id") or task_id or "")
+        name = f"Task {known_id!r}" if known_id else "The task"
+        grids = {key: value for key, value in task.items() if key not in ("train", "test")}
+        for part in ("train", "test"):
+            if part in task:
+                pairs = _pair_list(task, part, name)
+                grids[part] = [self._grid_pair(pair, f"{name}, {part} pair {i}") for i, pair in enumerate(pairs)]
+        return super().validate_task(grids, task_id, require_test)
+
+    def _grid_pair(self, pair: Any, where: str) -> Any:
+        if not isinstance(pair, Mapping):
+            return pair  # the check of the task says what is wrong with it
+        grids = dict(pair)
+        for key in ("input", "output"):
+            if pair.get(key) is not None:
+                self._check_string(pair[key], f"{where}, `{key}`")
+                cells, shapes = self.encode([pair[key]], is_output=key == "output")
+                grids[key] = cells[0, :, : shapes[0, 1]]
+        return grids
+
+    def _check_string(self, text: Any, where: str) -> None:
+        if not isinstance(text, str):
+            raise ValueError(f"{where}: is a {type(text).__name__} ({text!r:.40}), not a string; write it as text")
+        if len(text) > self.max_length:
+            raise ValueError(
+                f"{where}: has {len(text)} characters, more than {self.max_length}; shorten it, or use a model and"
+                " processor with a larger `max_length`"
+            )
+        for position, character in enumerate(text):
+            if character not in self.alphabet:
+                raise ValueError(
+                    f"{where}: character {position} is {character!r} (U+{ord(character):04X}), which is not in the"
+                    " alphabet of the model; replace it, or train a model with an `alphabet` that has it"
+                )
+
+    def encode(self, texts: Sequence[str], is_output: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """
+        Many strings at once, unchecked: characters that are not in the alphabet become 0.
+
+        Args:
+            texts (`Sequence[str]`): Strings of at most `max_length` characters.
+            is_output (`bool`): Whether widths are rounded up to `output_step`.
+
+        Returns:
+            `(count, 1, cols)` grids, uint8 where the alphabet has less than 256 characters, and `(count, 2)` int64 shapes.
+        """
+        lengths = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
+        step = self.output_step if is_output else 1
+        widths = np.minimum(-(-np.maximum(lengths, 1) // step) * step, self.max_length)
+        cells = np.zeros(
+            (len(texts), 1, int(widths.max(initial=1))), dtype=np.uint8 if self.vocab_size <= 256 else int
+        )
+        codes = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), dtype="<u4")
+        cells[np.arange(cells.shape[2]) < lengths[:, None, None]] = self._colors(codes)
+        return cells, np.stack([np.ones_like(widths), widths], axis=1)
+
+    def _colors(self, codes: np.ndarray) -> np.ndarray:
+        points = np.array([ord(character) for character in self.alphabet])
+        order = points.argsort()
+        place = order[np.searchsorted(points, codes, sorter=order).clip(max=len(points) - 1)]
+        return np.where(points[place] == codes, place + 1, 0)
+
+    def decode(self, grid: Any) -> str:
+        """The string of a grid of one row: its characters up to the first cell of colour 0."""
+        cells = np.asarray(grid)[0].tolist()
+        end = cells.index(0) if 0 in cells else len(cells)
+        return "".join(self.alphabet[cell - 1] for cell in cells[:end])
+
+    def post_process(self, generate_output: Any, query_mask: torch.Tensor | None = None) -> list:
+        """
+        Reads strings off the predicted grids; arguments as in [`LPNProcessor.post_process`].
+
+        Returns:
+            `list[list[list[str]]]`: per task, per query, per candidate (best first) a string.
+        """
+        grids = super().post_process(generate_output, query_mask)
+        return [[[self.decode(grid) for grid in candidates] for candidates in queries] for queries in grids]
+
+
+__all__ = [
+    "ALPHABET",
+    "LPNProcessor",
+    "StringProcessor",
+    "mask_of_counts",
+    "pad_grids",
+    "stack_grids",
+    "validate_grid",
+    "validate_task",
+]

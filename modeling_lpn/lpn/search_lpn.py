@@ -1,3 +1,16 @@
+# Copyright 2026 The modeling_lpn authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """Search in a latent space for the latent program that explains a task best (arXiv 2411.08706, section 4.2).
 
 Nothing here knows of grids. A search method sees a [`SearchProblem`]: `log_prob`, which maps latents
@@ -483,13 +496,14 @@ def gradient_search(problem: SearchProblem, config: SearchConfig) -> SearchOutpu
     returned, the starts included. Samples, if any, are further starts around the mean of the real ones.
     """
     starts, start_mask = _with_samples(problem, config)
-    num_steps = torch.full_like(start_mask[:, 0], config.num_steps, dtype=torch.long)
+    num_steps, most_steps = torch.full_like(start_mask[:, 0], config.num_steps, dtype=torch.long), config.num_steps
     if problem.limit is not None:
         num_steps = num_steps.clamp(max=problem.limit // start_mask.sum(1) - 1)
+        most_steps = int(num_steps.max())
     ascent, latents = _Ascent(config, num_steps), starts if config.second_order else starts.detach()
     path, values = [latents], []
     with torch.enable_grad():
-        for _ in range(int(num_steps.max())):
+        for _ in range(most_steps):
             value, grads = _value_and_grad(problem.log_prob, latents, config)
             latents = latents + ascent(_clip(grads, start_mask, config))
             path.append(latents)

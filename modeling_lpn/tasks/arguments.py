@@ -38,6 +38,13 @@ def make_task(name: str, options: TaskArguments, **overrides):
     return TASK_GENERATORS[name](**settings)
 
 
+def validation_settings(name: str, options: TaskArguments) -> dict:
+    """What makes generator `name` draw validation tasks: another split, where it has one and its settings allow it."""
+    fields = [field.name for field in dataclasses.fields(TASK_GENERATORS[name])]
+    whole = "held_out" in fields and not options.task_held_out
+    return {"split": "validation"} if "split" in fields and not whole else {}
+
+
 @dataclasses.dataclass
 class LPNTrainingArguments(RecipeTrainingArguments):
     """`TrainingArguments` with the optimiser of the published LPN training code as default.

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..lpn.plan_lpn import GridPlan
 from ..lpn.processing_lpn import LPNProcessor, mask_of_counts, pad_grids, stack_grids
 
 
@@ -48,7 +49,7 @@ def draw_color_maps(seeds: Sequence[int], vocab_size: int = 10) -> np.ndarray:
     """Permutations of the colours with 0, the background, fixed: `(len(seeds), vocab_size)`, a new colour for every
     old one. Row i depends on `seeds[i]` only."""
     maps = np.zeros((len(seeds), vocab_size), dtype=np.uint8 if vocab_size <= 256 else np.int64)
-    for row, seed in zip(maps, seeds):
+    for row, seed in zip(maps, seeds, strict=True):
         row[1:] = np.random.Generator(np.random.PCG64(seed)).permutation(vocab_size - 1) + 1
     return maps
 
@@ -72,8 +73,8 @@ class DataCollatorForGridTasks:
         permute_colors (`bool`, defaults to `False`): Permutes all colours but 0.
 
     Returns (when called): `dict` of `input_grids`, `output_grids` `(batch, pairs, rows, cols)` int64, `input_shapes`,
-        `output_shapes` `(batch, pairs, 2)` int64 and `pair_mask` `(batch, pairs)` bool. The canvas is the largest grid
-        of the batch.
+        `output_shapes` `(batch, pairs, 2)` int64, `pair_mask` `(batch, pairs)` bool, and `plan`, the [`GridPlan`] that
+        saves the model from asking its device for shapes and mask. The canvas is the largest grid of the batch.
 
     Raises:
         `ValueError`: bad arguments, an empty batch, a malformed row, or augmentation of an example without `seed`.
@@ -92,7 +93,7 @@ class DataCollatorForGridTasks:
                 f"`num_pairs` is {self.num_pairs!r}; give an integer of at least 1, or None for all pairs"
             )
 
-    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         if not examples:
             raise ValueError("There are no examples to collate (an empty list); give at least one")
         items = [self._item(example, index) for index, example in enumerate(examples)]
@@ -114,7 +115,9 @@ class DataCollatorForGridTasks:
                 array = padded[side][index]
                 array = array[:, :, :rows, :cols] if name == "grids" else array
                 batch[f"{side}_{name}"] = torch.from_numpy(array.astype(np.int64))
-        return {**batch, "pair_mask": torch.from_numpy(pair_mask)}
+        shapes_of = [padded[side][1].astype(np.int64) for side in ("input", "output")]
+        plan = GridPlan(*shapes_of, pair_mask, num_colors=self.processor.vocab_size)
+        return {**batch, "pair_mask": torch.from_numpy(pair_mask), "plan": plan}
 
     def _item(self, example: Mapping[str, Any], index: int) -> Mapping[str, Any]:
         """The example as stacked arrays: stream items are that already, rows are validated first."""
@@ -122,7 +125,7 @@ class DataCollatorForGridTasks:
             return example
         pairs = self.processor.validate_task(example, task_id=f"{index} of the batch", require_test=False)["train"]
         item = {}
-        for side, grids in zip(("input", "output"), zip(*pairs)):
+        for side, grids in zip(("input", "output"), zip(*pairs, strict=True), strict=True):
             item[f"{side}_grids"], item[f"{side}_shapes"] = stack_grids(grids)
         return item
 

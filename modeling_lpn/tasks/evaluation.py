@@ -155,7 +155,7 @@ class SearchChoice:
 def search_grid(base: SearchConfig, **values: Sequence) -> list[SearchConfig]:
     """Every combination of settings, each over `base`: `search_grid(base, lr=[0.1, 0.3], prior_weight=[0.0, 0.01])`."""
     combinations = itertools.product(*values.values())
-    return [base.override(**dict(zip(values, combination))) for combination in combinations]
+    return [base.override(**dict(zip(values, combination, strict=True))) for combination in combinations]
 
 
 def choose_search(
@@ -307,7 +307,7 @@ def _summarise(tasks, records, budgets, search) -> EvaluationOutput:
         for task in tasks
         if isinstance(task.get("test"), list)
         and task["test"]
-        and all(isinstance(pair, dict) and pair.get("output") for pair in task["test"])
+        and all(isinstance(pair, dict) and pair.get("output") is not None for pair in task["test"])
     }
     results = []
     for index, budget in enumerate(budgets):

@@ -2,10 +2,11 @@
 
 A generator is a class with a `num_pairs` field and a method
 
-    sample(num_tasks, rng) -> {"input_grids", "output_grids", "input_shapes", "output_shapes", ("task_id")}
+    sample(num_tasks, rng) -> {"input_grids", "output_grids", "input_shapes", "output_shapes", ("task_id"), ("program")}
 
 whose grids are `(num_tasks, num_pairs, rows, cols)` uint8, zero outside the grids, and whose shapes are
-`(num_tasks, num_pairs, 2)` int64 = (rows, cols). It draws only from `rng`. Its line in `TASK_GENERATORS` makes recipes
+`(num_tasks, num_pairs, 2)` int64 = (rows, cols). It draws only from `rng`. A generator of strings has a `processor`, the
+[`StringProcessor`] that reads its grids; one whose programs are split has a `split` field. Its line in `TASK_GENERATORS` makes recipes
 find it and the property tests cover it.
 """
 
@@ -15,7 +16,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from .lists import ListTask
 from .pairs import PairTask, require_integer
+from .sequences import SequenceTask
+from .strings import StringTask
 
 
 class TaskGenerator(Protocol):
@@ -89,6 +93,12 @@ class PatternTask:
         }
 
 
-TASK_GENERATORS: dict[str, Callable[..., TaskGenerator]] = {"pattern": PatternTask, "pairs": PairTask}
+TASK_GENERATORS: dict[str, Callable[..., TaskGenerator]] = {
+    "pattern": PatternTask,
+    "pairs": PairTask,
+    "sequence": SequenceTask,
+    "string": StringTask,
+    "list": ListTask,
+}
 
 __all__ = ["TASK_GENERATORS", "PatternTask", "TaskGenerator"]

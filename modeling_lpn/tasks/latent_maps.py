@@ -41,7 +41,7 @@ def map_latent_space(model, processor, task: dict, search: SearchConfig, resolut
     scores = torch.where(scores.isfinite(), scores, -torch.inf)
     origin, axes = _plane_of(latents[scores.max(1).values.argmax()])
     flat = ((latents - origin) @ axes.T).cpu()  # (starts, steps + 1, 2)
-    paths = [path[: int(end) + 1] for path, end in zip(flat, scores.argmax(1))]
+    paths = [path[: int(end) + 1] for path, end in zip(flat, scores.argmax(1), strict=True)]
     low, high = torch.cat(paths).min(0).values, torch.cat(paths).max(0).values
     centre, half = (low + high) / 2, 0.75 * float((high - low).max())
     if model.config.latent_dim == 2:

@@ -18,6 +18,8 @@ ATTEMPTS = ("attempt_1", "attempt_2")
 def score_attempts(attempts, truth) -> dict[str, float]:
     """Scores the attempts at one output; each number is the best over the attempts.
 
+    Strings are scored as grids of one column, a character a cell.
+
     Args:
         attempts (`list[list[list[int]]]`): predicted grids; an empty list counts as wrong.
         truth (`list[list[int]]`): the right grid.
@@ -30,8 +32,8 @@ def score_attempts(attempts, truth) -> dict[str, float]:
     for attempt in attempts:
         if [len(row) for row in attempt] != [len(row) for row in truth]:
             continue
-        cells = [p == t for rows in zip(attempt, truth) for p, t in zip(*rows)]
-        pixels = sum(cells) / len(cells)
+        cells = [p == t for rows in zip(attempt, truth, strict=True) for p, t in zip(*rows, strict=True)]
+        pixels = sum(cells) / len(cells) if cells else 1.0  # two empty strings
         best["shape_accuracy"] = 1.0
         best["pixel_accuracy"] = max(best["pixel_accuracy"], pixels)
         best["accuracy"] = max(best["accuracy"], float(pixels == 1.0))

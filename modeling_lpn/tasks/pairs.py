@@ -38,7 +38,9 @@ class FlatGrids:
         flat = indices.reshape(-1)
         rows, cols = self.shapes[flat].max(axis=0)
         canvas = np.zeros((len(flat), rows, cols), dtype=np.uint8)
-        for target, start, (rows, cols) in zip(canvas, self.starts[flat].tolist(), self.shapes[flat].tolist()):
+        for target, start, (rows, cols) in zip(
+            canvas, self.starts[flat].tolist(), self.shapes[flat].tolist(), strict=True
+        ):
             target[:rows, :cols] = self.cells[start : start + rows * cols].reshape(rows, cols)
         return canvas.reshape(*indices.shape, *canvas.shape[1:])
 
@@ -192,7 +194,7 @@ class PairTask:
         order = np.argsort(self._table.task_index, kind="stable")
         per_task = np.split(order, np.cumsum(np.bincount(self._table.task_index, minlength=len(ids)))[:-1])
         chosen = []
-        for task_id, rows in zip(ids, per_task):
+        for task_id, rows in zip(ids, per_task, strict=True):
             if task_id in excluded:
                 continue
             border = max(len(rows) - self.held_out, 0)

@@ -237,7 +237,7 @@ def _label_values(axes: Axes, line: Line2D) -> None:
     markers = [box for other in axes.lines for box in _marker_boxes(axes, other)]
     taken = list(markers)
     points: Any = line.get_xydata()
-    for point, marker in zip(points.tolist(), _marker_boxes(axes, line)):
+    for point, marker in zip(points.tolist(), _marker_boxes(axes, line), strict=True):
         label = axes.annotate(f"{point[1]:.1f}", point, (0, 0), textcoords="offset points", ha="center", va="center")
         label.set(fontsize=8, color=SERIES[0], zorder=5, in_layout=False)
         label.set_path_effects([effects.withStroke(linewidth=2, foreground="white")])
@@ -314,7 +314,7 @@ def plot_search(
     solved = solved or [True] * len(log_probs)
     colors = {True: SERIES[0], False: SERIES[1]}
     alpha = min(0.6, max(0.12, 12 / max(1, len(log_probs))))
-    for values, is_solved in zip(log_probs, solved):
+    for values, is_solved in zip(log_probs, solved, strict=True):
         axes.plot(range(len(values)), values, color=colors[is_solved], linewidth=0.7, alpha=alpha)
     longest = max(map(len, log_probs), default=0)
     steps = [[v[step] for v in log_probs if step < len(v) and math.isfinite(v[step])] for step in range(longest)]

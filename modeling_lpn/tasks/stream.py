@@ -188,18 +188,22 @@ def tasks_from_stream(stream, num_tasks: int) -> list[dict]:
         num_tasks (`int`): Rows to take from its beginning.
 
     Returns:
-        `list[dict]`: Rows with ids of their own, also where several items come from one program.
+        `list[dict]`: Rows with ids of their own, also where several items come from one program. Tasks on strings have
+        strings in place of grids.
 
     Raises:
         ValueError: The items have a single pair.
     """
+    processor = getattr(stream.task, "processor", None)
+    write = np.ndarray.tolist if processor is None else processor.decode
     rows, seen = [], {}
     for index in range(num_tasks):
         item = stream[index]
         pairs = [
-            {side: item[f"{side}_grids"][k, :rows_, :cols].tolist() for side, (rows_, cols) in shapes.items()}
+            {side: write(item[f"{side}_grids"][k, :rows_, :cols]) for side, (rows_, cols) in shapes.items()}
             for k, shapes in enumerate(
-                dict(zip(("input", "output"), pair)) for pair in zip(item["input_shapes"], item["output_shapes"])
+                dict(zip(("input", "output"), pair, strict=True))
+                for pair in zip(item["input_shapes"], item["output_shapes"], strict=True)
             )
         ]
         if len(pairs) < 2:

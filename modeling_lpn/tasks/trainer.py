@@ -5,6 +5,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer
 from transformers.trainer_utils import SchedulerType
 
+from ..hub import PublishingTrainer
 from ..lpn.modeling_lpn import LPNOutput, mean_between_pairs
 from ..lpn.search_lpn import SearchConfig
 from .evaluation import evaluate_tasks
@@ -61,7 +62,7 @@ def _distances(vectors: torch.Tensor) -> torch.Tensor:
     return (vectors.unsqueeze(2) - vectors.unsqueeze(1)).norm(dim=-1)
 
 
-class LPNTrainer(Trainer):
+class LPNTrainer(PublishingTrainer, Trainer):
     """
     `Trainer` that trains an [`LPNModel`] as the published code does and evaluates it by search.
 
@@ -116,7 +117,7 @@ class LPNTrainer(Trainer):
             names = sorted(self._sums)
             count = torch.tensor(float(self._count), device=self.args.device)
             totals = self.accelerator.reduce(torch.stack([*(self._sums[name] for name in names), count]), "sum")
-            logs.update(zip(names, (totals[:-1] / totals[-1]).tolist()))
+            logs.update(zip(names, (totals[:-1] / totals[-1]).tolist(), strict=True))
             self._sums, self._count = {}, 0
         super().log(logs, start_time)
 

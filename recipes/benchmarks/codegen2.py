@@ -76,7 +76,7 @@ def ceiling_seconds(case, arguments):
     (batch, length), width = map(int, shape.split("x")), SIZES["n_embd"]
     shapes = [(width, 3 * width), (width, width), (width, 4 * width), (4 * width, width), (width, SIZES["vocab_size"])]
     totals = dict.fromkeys({torch.float32, getattr(torch, arguments.dtype)}, 0.0)
-    linears = zip(shapes, [arguments.layers] * 4 + ["last" not in options])
+    linears = zip(shapes, [arguments.layers] * 4 + ["last" not in options], strict=True)
     for dtype, ((inner, outer), times) in itertools.product(totals, linears):
         factors = (torch.randn(rows, inner, device=arguments.device, dtype=dtype) for rows in (batch * length, outer))
         product = functools.partial(torch.nn.functional.linear, *factors)

@@ -82,7 +82,7 @@ def measure_memory(texts, tokenizer, layout, sequences):
 
     def epoch():
         for first in range(0, len(texts), 16):
-            yield from zip(range(first, first + 16), encode_sources(tokenizer, texts[first : first + 16]))
+            yield from enumerate(encode_sources(tokenizer, texts[first : first + 16]), first)
 
     stream = iter(StreamedSequences({"stdlib": epoch}, ObjectiveMixture.from_preset("codegen2"), layout, LENGTH))
     places, values = [sequences // 10, sequences // 2, sequences - 1], []
@@ -90,7 +90,7 @@ def measure_memory(texts, tokenizer, layout, sequences):
         next(stream)
         if index in places:
             values.append(round(resident_megabytes(), 1))
-    return dict(zip(("after a tenth", "half way", "at the end"), values))
+    return dict(zip(("after a tenth", "half way", "at the end"), values, strict=True))
 
 
 def main(argv=None):

@@ -4,25 +4,13 @@ import math
 
 import pytest
 import torch
-from cases_codegen2 import tokenizer_config
+from cases_code import FILE, ROWS
+from cases_codegen2 import Scripted, tokenizer_config
 
 from modeling_lpn import CodeGen2ForCausalLM, infill_layout
-from modeling_lpn.batching import map_batches
 from modeling_lpn.code.evaluation import InfillCase, causal_loss, evaluate_infilling, make_infill_cases
 from modeling_lpn.code.generation import generate_rows
 from modeling_lpn.codegen2.infilling_codegen2 import encode_source
-from tests.codegen2.test_infilling_codegen2 import Scripted
-
-
-FILE = '''def add(a, b):
-    """Adds two numbers, ü included."""
-    return a + b
-
-
-def subtract(a, b):
-    return a - b
-'''
-ROWS = [{"path": f"{name}.py", "text": FILE.replace("add", name)} for name in ("add", "plus", "total")]
 
 
 # Cases
@@ -85,7 +73,7 @@ def test_impossible_cases_are_refused(tokenizer):
 def test_only_the_end_of_span_token_counts_as_its_end(tokenizer):
     """Four spans: ended by `<eom>`, by the end of the text, by another control token, and not at all."""
     ids = [[*encode_source(tokenizer, "return")] for _ in range(4)]
-    for span, end in zip(ids, ("<eom>", "<|endoftext|>", "<mask_2>", None)):
+    for span, end in zip(ids, ("<eom>", "<|endoftext|>", "<mask_2>", None), strict=True):
         span += [] if end is None else [tokenizer.convert_tokens_to_ids(end)]
 
     class Observed(Scripted):
@@ -120,7 +108,7 @@ def test_results_do_not_depend_on_batches_and_the_model_stays_as_it_was(tokenize
     assert [prediction["name"] for prediction in predictions] == [case.name for case in cases]
     assert ("eom_rate" in scores) == (not left_to_right) and scores["num_cases"] == len(cases)
     if left_to_right:
-        for case, prediction in zip(cases, predictions):
+        for case, prediction in zip(cases, predictions, strict=True):
             size = min(10, len(encode_source(tokenizer, case.middle)))
             prompt = encode_source(tokenizer, case.prefix)[-54:]
             ((expected, _),) = generate_rows(model, [prompt], [tokenizer.eos_token_id], size, do_sample=False)
@@ -149,7 +137,10 @@ def test_a_model_that_knows_the_file_fills_every_span(tokenizer):
     untrained, _ = evaluate_infilling(model, tokenizer, cases, max_new_tokens=16)
     layout = infill_layout(tokenizer)
     pieces = [[encode_source(tokenizer, part) for part in (case.prefix, case.suffix)] for case in cases]
-    rows = [layout.sequence(around, [encode_source(tokenizer, case.middle)]) for around, case in zip(pieces, cases)]
+    rows = [
+        layout.sequence(around, [encode_source(tokenizer, case.middle)])
+        for around, case in zip(pieces, cases, strict=True)
+    ]
     width = max(map(len, rows))
     labels = torch.tensor([row + [-100] * (width - len(row)) for row in rows])
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
@@ -195,18 +186,3 @@ def test_long_files_are_read_in_windows(tokenizer, model):
         total += model(window, labels=window).loss.item() * (window.shape[1] - 1)
     assert scores["num_tokens"] == len(ids) - 1
     assert scores["loss"] == pytest.approx(total / (len(ids) - 1), rel=1e-5)
-
-
-def test_a_batch_that_does_not_fit_is_halved():
-    seen = []
-
-    def work(items):
-        seen.append(list(items))
-        if len(items) > 2:
-            raise torch.OutOfMemoryError
-        return [item * 10 for item in items]
-
-    assert map_batches(work, [1, 2, 3, 4, 5], lambda item: item, batch_size=4) == [10, 20, 30, 40, 50]
-    assert seen == [[5, 4, 3, 2], [5, 4], [3, 2], [1]]
-    with pytest.raises(torch.OutOfMemoryError):
-        map_batches(lambda items: work(items * 3), [1], lambda item: item, batch_size=4)

@@ -1,7 +1,7 @@
 """The objectives: what can be undone, what carries loss, what is drawn how often."""
 
 import itertools
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import pytest
@@ -16,7 +16,9 @@ from modeling_lpn import (
     PackedSequences,
     infill_layout,
 )
-from modeling_lpn.code.arguments import ObjectiveArguments
+from modeling_lpn.arguments import given as given_settings
+from modeling_lpn.arguments import parse_recipe
+from modeling_lpn.code.arguments import objective_arguments
 from modeling_lpn.code.objectives import (
     MANY_SPANS,
     OBJECTIVES,
@@ -82,7 +84,7 @@ def check_promise(objective, length, room, seed, layout):
     """What every objective of the registry promises, whatever it is: see [`Objective`]."""
     source, policies = source_of(length), ("no_sentinels", "all", "targets_only")
     units = [objective(source, np.random.default_rng(seed), layout, room=room, labels=policy) for policy in policies]
-    for policy, unit in zip(policies, units):
+    for policy, unit in zip(policies, units, strict=True):
         ids, labels, plan = unit["input_ids"], unit["labels"], unit["plan"]
         assert restore(unit, layout) == source[: plan.taken].tolist(), "undoing it gives the file back"
         assert len(ids) == plan.size <= room and 1 <= plan.taken <= length, "the length budget is kept"
@@ -159,7 +161,7 @@ class Wrong(SpanCorruption):
 @pytest.mark.parametrize("fault", ["room", "opening", "drops", "labels", "draws", "source", "unreadable"])
 def test_a_wrong_objective_is_caught(monkeypatch, fault):
     monkeypatch.setitem(OBJECTIVES, "wrong", lambda: Wrong(fault))
-    with pytest.raises(AssertionError):
+    with pytest.raises((AssertionError, ValueError)):  # undoing refuses what is no sequence
         for seed in range(20):
             check_registry(MASKS, 200, 90, seed)
 
@@ -174,9 +176,23 @@ def test_an_objective_registered_later_is_collated(monkeypatch):
 
 
 def test_flags_carry_the_name_of_their_objective():
-    names = [field.name for field in fields(ObjectiveArguments)]
+    names = [field.name for field in fields(objective_arguments())]
     wanted = [f"{name}_{field.name}" for name, kind in OBJECTIVES.items() for field in fields(kind)]
     assert set(names) == set(wanted) - {"infill_splitter"} and len(names) == len(set(names))
+
+
+def test_an_objective_registered_later_has_flags(monkeypatch):
+    @dataclass(frozen=True)
+    class Later:
+        max_length: int = 3
+
+    monkeypatch.setitem(OBJECTIVES, "later", Later)
+    flags = ["--later_max_length", "5", "--infill_suffix_first_rate", "0.25"]
+    (parsed,) = parse_recipe([objective_arguments()], flags)
+    assert given_settings(parsed) == {"later_max_length": 5, "infill_suffix_first_rate": 0.25}
+    monkeypatch.setitem(OBJECTIVES, "later", lambda: Later(7))  # a factory has no settings
+    with pytest.raises(ValueError, match="`later_max_length` is no known argument"):
+        parse_recipe([objective_arguments()], flags)
 
 
 @pytest.mark.parametrize("name", SPANS)
@@ -218,7 +234,7 @@ def test_index_arithmetic_equals_the_layout(length, seed, final):
     plan = objective.plan(source, 4 * length, np.random.default_rng(seed), MASKS)
     assert len(plan.starts) > MANY_SPANS
     pieces, spans, at = [], [], 0
-    for start, span in zip(plan.starts, plan.lengths):
+    for start, span in zip(plan.starts, plan.lengths, strict=True):
         pieces.append(source[at:start].tolist())
         spans.append(source[start : start + span].tolist())
         at = start + span
@@ -344,7 +360,7 @@ def test_labels_by_policy():
     unit = SpanCorruption((0.4, 0.4), mean_span_length=2.0)(source_of(10), rng, MASKS, labels="targets_only")
     learned = unit["labels"][unit["labels"] != -100].tolist()
     plan, expected = unit["plan"], []
-    for start, length in zip(plan.starts, plan.lengths):
+    for start, length in zip(plan.starts, plan.lengths, strict=True):
         expected += [*range(start, start + length), MASKS.end_of_span]
     assert learned == [*expected, MASKS.end_of_text]
     unit = Infill(suffix_first_rate=1.0)(source_of(30), np.random.default_rng(0), MIDDLE, labels="targets_only")
@@ -380,6 +396,10 @@ def test_presets_draw_by_their_weights(name):
         (lambda: SpanCorruption(mask_ratio=(0.5, 0.1)), r"`mask_ratio` is \(0.5, 0.1\)"),
         (lambda: Infill(cut_ratio=(0.5, 1.5)), r"`cut_ratio` is \(0.5, 1.5\)"),
         (lambda: ObjectiveMixture.from_preset("codegen2", mask_ratio=(0, 1)), "has the setting 'mask_ratio'"),
+        (
+            lambda: ObjectiveMixture.from_preset("codegen2", span_corruption_mask_ration=(0, 1)),
+            "'span_corruption_mask_ration'; the nearest known one is 'span_corruption_mask_ratio'",
+        ),
         (lambda: SpanCorruption((0.1, 0.2), poisson_spans=1.0), "`mask_ratio` would have no effect"),
         (lambda: SpanCorruption(mean_span_length=3.0, poisson_spans=1.0), "`mean_span_length` would have no effect"),
         (lambda: SpanCorruption(span_length=(1, 2), mean_span_length=3.0), "`span_length` would have no effect"),
@@ -405,3 +425,15 @@ def test_presets_draw_by_their_weights(name):
 def test_errors_say_what_is_wrong(action, message):
     with pytest.raises(ValueError, match=message):
         action()
+
+
+def test_fim_by_the_names_of_megatron_and_starcoder():
+    mixture = ObjectiveMixture.from_preset("fim", fim_rate=0.9, fim_spm_rate=1.0)
+    assert mixture.objectives == (OBJECTIVES["causal"](), Infill(suffix_first_rate=1.0))
+    assert mixture.weights == pytest.approx((0.1, 0.9))
+    with pytest.raises(ValueError, match="`fim_rate` is 2; give a share"):
+        ObjectiveMixture.from_preset("fim", fim_rate=2)
+    with pytest.raises(ValueError, match="another name of `infill_suffix_first_rate`; give one"):
+        ObjectiveMixture.from_preset("fim", fim_spm_rate=0.5, infill_suffix_first_rate=0.5)
+    with pytest.raises(ValueError, match="No objective of the preset 'codegen2' .* has the setting 'fim_rate'"):
+        ObjectiveMixture.from_preset("codegen2", fim_rate=0.5)

@@ -263,7 +263,7 @@ def test_what_was_masked_can_count_more(preset, layout):
     plain, targets = (DataCollatorForCodeObjectives(layout, labels=name)(examples) for name in ("all", "targets_only"))
     assert_same({**plain, "labels": batch["labels"]}, {key: batch[key] for key in plain})
     masked = torch.zeros_like(batch["loss_weights"], dtype=torch.bool)
-    for row, example in zip(masked, examples):
+    for row, example in zip(masked, examples, strict=True):
         start = 0
         for unit in example["units"]:
             row[start : start + unit.plan.size] = bool(unit.plan.starts)

@@ -128,7 +128,7 @@ def test_greedy_completions_end_where_they_will_be_cut(tmp_path, tokenizer, mode
     TRUNCATIONS["test"] = lambda text: text[: text.find(word)] if word in text else text
     try:
         cut = sample_completions(model, tokenizer, TASKS, changed(greedy, truncation="test"), tmp_path / "cut.jsonl")
-        for text, (record,) in zip(texts, cut):
+        for text, (record,) in zip(texts, cut, strict=True):
             assert text.startswith(record["completion"])
             assert record["finished"] == (word in text)
             assert TRUNCATIONS["test"](record["completion"]) == TRUNCATIONS["test"](text)

@@ -80,7 +80,7 @@ def test_lora_round_trip(tmp_path):
     def gradients():
         loss = adapted(input_ids=ids, attention_mask=mask, labels=ids, prefix_length=2).loss
         trained = {name: value for name, value in adapted.named_parameters() if value.requires_grad}
-        return dict(zip(trained, torch.autograd.grad(loss, trained.values())))
+        return dict(zip(trained, torch.autograd.grad(loss, trained.values()), strict=True))
 
     wanted = gradients()
     assert len(wanted) == 2 * 4 * SIZES["n_layer"] and all(value.any() for value in wanted.values())

@@ -1,11 +1,9 @@
 """Infilling: the sentinel layout, source text as data, the stop rule, the pipelines, the tokenizers."""
 
 import os
-from types import SimpleNamespace
 
 import pytest
-import torch
-from cases_codegen2 import tiny_tokenizer
+from cases_codegen2 import Scripted, tiny_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
@@ -14,34 +12,12 @@ from transformers import AutoTokenizer, CodeLlamaTokenizer, GenerationConfig, Pr
 from modeling_lpn import infill, infill_layout, prepare_codegen2_tokenizer, train_codegen2_tokenizer
 from modeling_lpn.code.tokenizer import codegen2_added_tokens
 from modeling_lpn.codegen2.infilling_codegen2 import (
-    INFILL_FORMATS,
     InfillFormat,
     MaskLayout,
+    MiddleLayout,
     cut_around_holes,
     encode_source,
 )
-
-
-class Scripted(torch.nn.Module):
-    """A model that answers each prompt with the next of some token lists, and remembers the prompts."""
-
-    def __init__(self, answers, vocab_size=400, context=64):
-        super().__init__()
-        self.embedding = torch.nn.Embedding(vocab_size, 1)
-        self.answers, self.prompts, self.arguments = answers, [], None
-        self.config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(max_position_embeddings=context))
-        self.device = torch.device("cpu")
-
-    def get_input_embeddings(self):
-        return self.embedding
-
-    def generate(self, input_ids, attention_mask, **kwargs):
-        self.arguments = kwargs
-        self.prompts += [row[mask == 1].tolist() for row, mask in zip(input_ids, attention_mask)]
-        answers = [self.answers.pop(0) for _ in input_ids]
-        longest = max(map(len, answers))
-        padded = [answer + [kwargs["pad_token_id"]] * (longest - len(answer)) for answer in answers]
-        return torch.cat([input_ids, torch.tensor(padded)], 1)
 
 
 # Layouts
@@ -54,7 +30,7 @@ LAYOUT = MaskLayout(masks=tuple(range(999, 900, -1)), separator=802, end_of_span
 @given(st.lists(st.lists(st.integers(0, 700), max_size=5), min_size=2, max_size=6), st.data())
 def test_a_sequence_is_undone_exactly(pieces, data):
     spans = [data.draw(st.lists(st.integers(0, 700), max_size=5)) for _ in pieces[1:]]
-    source = pieces[0] + [token for span, piece in zip(spans, pieces[1:]) for token in span + piece]
+    source = pieces[0] + [token for span, piece in zip(spans, pieces[1:], strict=True) for token in span + piece]
     ids = LAYOUT.sequence(pieces, spans)
     assert LAYOUT.restore(ids) == source
     assert len(ids) == len(source) + LAYOUT.overhead(len(spans)) + 1
@@ -84,29 +60,6 @@ def test_the_prompt_of_the_model_card(tokenizer):
     assert layout.prompt([encode_source(tokenizer, text) for text in (prefix, suffix)]) == tokenizer.encode(card)
 
 
-@pytest.mark.parametrize("name", [name for name in INFILL_FORMATS if not name.startswith("codegen2")])
-def test_formats_of_other_families(name):
-    names = INFILL_FORMATS[name]
-    strings = [names.start, names.prefix, names.suffix, names.middle, *names.stops]
-    vocab = {token: 300 + place for place, token in enumerate(filter(None, strings))}
-    characters = SimpleNamespace(
-        get_vocab=lambda: vocab,
-        get_added_vocab=lambda: vocab,
-        encode=lambda text, **kwargs: [ord(c) for c in text],
-        decode=lambda ids, **kwargs: "".join(map(chr, ids)),
-    )
-    model = Scripted([[*b"mid", vocab[names.stops[0]], 120]])
-    result = infill(model, characters, "be", "af", max_new_tokens=8, infill_format=name)
-    before, after = list(b"be"), list(b"af")
-    start = [vocab[names.start]] if names.start else []
-    prefix, suffix, middle = (vocab[token] for token in (names.prefix, names.suffix, names.middle))
-    psm, spm = [prefix, *before, suffix, *after, middle], [prefix, suffix, *after, middle, *before]
-    assert model.prompts == [start + (spm if name.endswith("spm") else psm)]
-    assert result.text == "bemidaf" and result.finished == (True,)
-    with pytest.raises(ValueError, match="2 holes; fill-in-the-middle models know one"):
-        infill(model, characters, pieces=["a", "b", "c"], max_new_tokens=8, infill_format=name)
-
-
 @pytest.mark.parametrize("name", ["codellama", "codellama-spm"])
 def test_spaces_of_a_sentencepiece_tokenizer(name):
     """It puts a space before a text and takes one off a decoded one; the published code keeps the prefix's only."""
@@ -124,8 +77,14 @@ def test_spaces_of_a_sentencepiece_tokenizer(name):
 
 
 def test_what_layouts_refuse(tokenizer):
-    with pytest.raises(ValueError, match="Unknown infill format 'incoder'; known are codegen2, starcoder"):
-        infill_layout(tokenizer, "incoder")
+    with pytest.raises(
+        ValueError, match="Unknown infill format 'starcodr'; known are codegen2, .*starcoder.*and 'auto'"
+    ):
+        infill_layout(tokenizer, "starcodr")
+    with pytest.raises(ValueError, match="2 holes; fill-in-the-middle models know one"):
+        MiddleLayout(1, 2, 3, (4,)).prompt([[0], [0], [0]])
+    with pytest.raises(ValueError, match="`middle` is None in the order 'psm'"):
+        MiddleLayout(1, 2, None, (4,))
     with pytest.raises(ValueError, match="has no sentinel '<fim_prefix>', which the format 'starcoder' needs"):
         infill_layout(tokenizer, "starcoder")
     with pytest.raises(ValueError, match="100 holes; this layout has mask tokens for 1 to 99"):
@@ -136,7 +95,12 @@ def test_what_layouts_refuse(tokenizer):
         LAYOUT.restore([1, 2])
     with pytest.raises(ValueError, match=r"Mask 1 \(id 999\) has no span"):
         LAYOUT.restore([1, 999, 800, 802])
-    assert LAYOUT.restore([802, 999, 5, 801]) == []
+    with pytest.raises(ValueError, match="No end of text"):
+        LAYOUT.restore([802, 999, 5, 801])
+    with pytest.raises(ValueError, match="2 tokens follow the last span, from 998 on"):
+        LAYOUT.restore([1, 999, 800, 802, 999, 5, 801, 998, 6])
+    with pytest.raises(ValueError, match=r"has the control tokens \[998\], not the first masks"):
+        LAYOUT.restore([1, 998, 800, 802, 998, 5, 801])
 
 
 # Source text is data
@@ -187,7 +151,8 @@ def test_several_holes_in_batches_of_different_lengths(tokenizer):
     first, second, third = model.prompts
     assert first == layout.prompt([encode(text) for text in "abc"])
     assert third == layout.prompt([encode(text) for text in "abc"], [encode("ONE")])
-    assert model.arguments["eos_token_id"] == [eom, eot]
+    assert model.arguments["eos_token_id"][:2] == [eom, eot]
+    assert set(model.arguments["eos_token_id"]) >= layout.control_ids
 
 
 def test_a_long_context_is_cut_around_the_hole(tokenizer):
@@ -200,16 +165,17 @@ def test_a_long_context_is_cut_around_the_hole(tokenizer):
     assert "nearclose" in seen
 
 
-def test_reserved_tokens_are_no_part_of_a_span(tokenizer):
+def test_a_reserved_token_ends_a_span_unfinished(tokenizer):
     text, dummy = encode_source(tokenizer, "b"), tokenizer.convert_tokens_to_ids("<dummy_0>")
-    result = infill(Scripted([[dummy, *text]]), tokenizer, "a", "c", max_new_tokens=2, return_dict_in_generate=True)
+    answer = [*text, dummy, *text]
+    result = infill(Scripted([answer]), tokenizer, "a", "c", max_new_tokens=3, return_dict_in_generate=True)
     assert result.spans == ("b",) and result.finished == (False,)
 
 
 def test_rows_of_a_batch_are_filled_as_alone(model, tokenizer):
     pairs = [("def add(a,", "return b"), ("a", "b + a + b + a"), ("    return", "")]
-    batch = model.infill(tokenizer, *map(list, zip(*pairs)), max_new_tokens=6)
-    for pair, result in zip(pairs, batch):
+    batch = model.infill(tokenizer, *map(list, zip(*pairs, strict=True)), max_new_tokens=6)
+    for pair, result in zip(pairs, batch, strict=True):
         assert model.infill(tokenizer, *pair, max_new_tokens=6) == result
         assert result.text == pair[0] + result.spans[0] + pair[1]
     assert model.infill(tokenizer, [], []) == model.infill(tokenizer, pieces=[]) == []

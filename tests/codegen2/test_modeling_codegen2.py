@@ -356,6 +356,32 @@ def test_half_precision_and_device_map(tmp_path, model):
         torch.testing.assert_close(probabilities, model(ids).logits.softmax(-1), atol=0.03, rtol=0)
 
 
+@pytest.mark.parametrize(
+    "tied, on_disk",
+    [
+        (False, ("transformer.h.1", "lm_head")),
+        (True, ("transformer.wte", "lm_head")),  # one tensor has one place
+        (False, ("transformer", "lm_head")),
+        (True, ("transformer", "lm_head")),
+    ],
+)
+def test_weights_on_disk_compute_the_same_and_are_saved_again(tmp_path, tied, on_disk):
+    plain, ids = tiny_model(tie_word_embeddings=tied), token_ids(2, 10)
+    plain.save_pretrained(tmp_path / "plain")
+    places = ["transformer.wte", "transformer.h.0", "transformer.h.1", "transformer.ln_f", "lm_head"]
+    device_map = {place: "disk" if place.startswith(on_disk) else "cpu" for place in places}
+    model = CodeGen2ForCausalLM.from_pretrained(
+        tmp_path / "plain", device_map=device_map, offload_folder=str(tmp_path / "offloaded")
+    ).eval()
+    assert "meta" in {parameter.device.type for parameter in model.parameters()}
+    assert torch.equal(model(ids).logits, plain(ids).logits)
+    settings = {"max_new_tokens": 4, "do_sample": False}
+    assert torch.equal(model.generate(ids, **settings), plain.generate(ids, **settings))
+    model.save_pretrained(tmp_path / "again")
+    again = CodeGen2ForCausalLM.from_pretrained(tmp_path / "again").state_dict()
+    assert all(torch.equal(weight, again[name]) for name, weight in plain.state_dict().items())
+
+
 # Caches and generation
 
 
@@ -426,16 +452,37 @@ def test_logits_to_keep(model):
     torch.testing.assert_close(model(ids, logits_to_keep=torch.tensor([1, 4])).logits, full[:, [1, 4]])
 
 
-def test_recorded_outputs(model):
+def test_attention_weights_are_recorded():
     eager = tiny_model()
     eager.set_attn_implementation("eager")
     output = eager(token_ids(2, 9), output_hidden_states=True, output_attentions=True)
     assert len(output.hidden_states) == SIZES["n_layer"] + 1 and len(output.attentions) == SIZES["n_layer"]
     torch.testing.assert_close(eager.lm_head(output.hidden_states[-1]), output.logits)
     assert torch.allclose(output.attentions[0].sum(-1), torch.ones(()))
-    assert isinstance(model(token_ids(2, 9), return_dict=False), tuple)
-    eager.config.return_dict = False
-    assert torch.equal(eager(token_ids(2, 9))[0], output.logits)
+
+
+@pytest.mark.parametrize("cls", [CodeGen2Model, CodeGen2ForCausalLM, CodeGen2ForSequenceClassification])
+def test_outputs_are_recorded_and_tuples_where_asked_for(cls):
+    model, ids = cls(tiny_config(num_labels=3)).eval(), token_ids(2, 9)
+    base = model if cls is CodeGen2Model else model.transformer
+    output = model(ids, output_hidden_states=True)
+    assert len(output.hidden_states) == SIZES["n_layer"] + 1 and output.attentions is None
+    assert torch.equal(output.hidden_states[0], base.wte(ids))
+    assert torch.equal(output.hidden_states[-1], base(ids).last_hidden_state)
+    assert model(ids).hidden_states is None
+    as_tuple = model(ids, output_hidden_states=True, return_dict=False)
+    assert isinstance(as_tuple, tuple) and torch.equal(as_tuple[0], output[0]) and len(as_tuple) == len(output)
+    model.config.return_dict, model.config.output_hidden_states = (
+        False,
+        True,
+    )  # settings of the model, as those of a call
+    as_tuple = model(ids)
+    assert isinstance(as_tuple, tuple) and torch.equal(as_tuple[-1][-1], output.hidden_states[-1])
+    assert model(ids, return_dict=True, output_hidden_states=False).hidden_states is None
+    if cls is not CodeGen2Model:
+        labels = ids if cls is CodeGen2ForCausalLM else torch.tensor([0, 2])
+        loss, logits, *_ = model(ids, labels=labels)
+        assert loss.dim() == 0 and torch.equal(logits, output.logits)
 
 
 # Prefix-LM and packed documents
@@ -515,7 +562,7 @@ POSITIONS = torch.tensor([[*range(5), *range(7)], [*range(3), *range(4), *range(
 def separate_logits(model, ids, **kwargs):
     """Logits of each document of the packed rows on its own."""
     rows = []
-    for row, documents in zip(ids, DOCUMENTS):
+    for row, documents in zip(ids, DOCUMENTS, strict=True):
         parts = row.split(documents.unique_consecutive(return_counts=True)[1].tolist())
         rows.append(torch.cat([model(part[None], **kwargs).logits[0] for part in parts]))
     return torch.stack(rows)
@@ -594,7 +641,7 @@ def test_flex_attention_agrees():
     with torch.no_grad():
         expected = [model(ids, **case).logits for case in cases]
         model.set_attn_implementation("flex_attention")
-        for case, logits in zip(cases, expected):
+        for case, logits in zip(cases, expected, strict=True):
             real = case.get("attention_mask", torch.ones_like(ids)) == 1
             torch.testing.assert_close(model(ids, **case).logits[real], logits[real], atol=1e-5, rtol=0)
 
@@ -609,7 +656,7 @@ def test_compiles_to_one_graph(backend):
         expected, output = model(ids, use_cache=False, **case), compiled(ids, use_cache=False, **case)
         torch.testing.assert_close(output.logits, expected.logits, atol=1e-5, rtol=0)
     gradients = torch.autograd.grad(expected.loss, list(model.parameters()))
-    for gradient, wanted in zip(torch.autograd.grad(output.loss, list(model.parameters())), gradients):
+    for gradient, wanted in zip(torch.autograd.grad(output.loss, list(model.parameters())), gradients, strict=True):
         torch.testing.assert_close(gradient, wanted, atol=1e-5, rtol=0)
     with torch.no_grad():  # and the step with which `generate` decodes from a static cache
         cache = StaticCache(config=model.config, max_cache_len=16)
@@ -659,7 +706,7 @@ def test_gradient_checkpointing_changes_nothing():
     plain = torch.autograd.grad(model(ids, labels=ids).loss, list(model.parameters()))
     model.activation_checkpointing_enable()
     checkpointed = torch.autograd.grad(model(ids, labels=ids).loss, list(model.parameters()))
-    assert all(torch.equal(first, second) for first, second in zip(plain, checkpointed))
+    assert all(torch.equal(first, second) for first, second in zip(plain, checkpointed, strict=True))
 
 
 def test_labels_make_no_cache(model):
@@ -671,8 +718,8 @@ def test_sequence_classification_reads_the_last_real_token():
     torch.manual_seed(0)
     classifier = CodeGen2ForSequenceClassification(tiny_config(num_labels=3, pad_token_id=0)).eval()
     ids, mask = left_padded()
-    right = torch.stack([row.roll(-int((keep == 0).sum())) for row, keep in zip(ids, mask)])
-    alone = torch.cat([classifier(row[keep == 1][None]).logits for row, keep in zip(ids, mask)])
+    right = torch.stack([row.roll(-int((keep == 0).sum())) for row, keep in zip(ids, mask, strict=True)])
+    alone = torch.cat([classifier(row[keep == 1][None]).logits for row, keep in zip(ids, mask, strict=True)])
     for batch in ({"input_ids": ids, "attention_mask": mask}, {"input_ids": right, "attention_mask": mask.flip(-1)}):
         torch.testing.assert_close(classifier(**batch).logits, alone, atol=1e-5, rtol=0)
     torch.testing.assert_close(classifier(right).logits, alone, atol=1e-5, rtol=0)

@@ -181,7 +181,7 @@ def test_every_reason_to_drop_a_file(build, tmp_path):
         "dots.py": "alphanumeric",
         "edit.py": "generated",
         "evalplus_sets.py": "benchmark",
-        "gone.py": "unreadable",
+        "gone.py": "symbolic link",
         "large.py": "size",
         "long.py": "line length",
         "made.py": "generated",
@@ -242,7 +242,7 @@ def test_near_duplicates_agree_with_the_similarity_of_the_sets(script):
             outcomes[edits] = (round(true, 2), drop.reason)
         else:
             outcomes[edits] = (round(true, 2), "kept")
-    similarities, results = zip(*outcomes.values())
+    similarities, results = zip(*outcomes.values(), strict=True)
     assert results == ("near duplicate",) * 3 + ("kept",) * 2
     assert min(similarities[:3]) > 0.9 and max(similarities[3:]) < 0.75
     for threshold in (0.01, 0.5, 0.85, 0.99):
@@ -322,6 +322,43 @@ def test_decontamination(build, tmp_path, monkeypatch, capsys, place):
     assert manifest["decontamination"] == {"done": True, "words": 13, "files": {file: {"problems": 2, "too_short": 1}}}
     assert f"Decontaminated against `{file}` (2 problems)" in (tmp_path / "out" / "README.md").read_text()
     assert "Not decontaminated" not in capsys.readouterr().err
+
+
+ROWS_OF_BENCHMARKS = {
+    "full": {
+        "task_id": 11,
+        "text": PROBLEM["prompt"],
+        "code": PROBLEM["canonical_solution"],
+        "test_list": ["assert 1"],
+    },
+    "sanitized": {"task_id": 11, "prompt": PROBLEM["prompt"], "code": PROBLEM["canonical_solution"]},
+    "plus": {"task_id": 11, "prompt": PROBLEM["prompt"], "code": PROBLEM["canonical_solution"], "test": "assert 1"},
+    "infill": {**PROBLEM, "suffix": "x = 1\n", "entry_point": "f"},
+}
+
+
+@pytest.mark.parametrize("name", ROWS_OF_BENCHMARKS)
+@pytest.mark.parametrize("ending", ["jsonl", "json", "jsonl.gz", "parquet"])
+def test_decontamination_against_every_benchmark(script, tmp_path, name, ending):
+    path, row = tmp_path / f"rows.{ending}", ROWS_OF_BENCHMARKS[name]
+    if ending == "parquet":
+        pq.write_table(pa.Table.from_pylist([row]), path)
+    else:
+        text = ("\ufeff" + json.dumps([row] if ending == "json" else row)).encode()
+        path.write_bytes(gzip.compress(text) if ending.endswith("gz") else text)
+    filters = script("code_filters")
+    benchmarks = filters.Benchmarks([path])
+    benchmarks.check(filters.word_hashes(code(2)))
+    with pytest.raises(script("candidates").Drop):
+        benchmarks.check(filters.word_hashes(code(1) + PROBLEM["prompt"] + PROBLEM["canonical_solution"]))
+
+
+def test_a_file_that_is_no_benchmark_is_refused(build, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"text": "x", "label": 1}))
+    folder = write(tmp_path / "in", {"a.py": code(2)})
+    with pytest.raises(SystemExit, match="row 1 of .*rows.jsonl has the fields text, label: no text of a problem"):
+        build(*folder_arguments(folder), "--decontaminate", path)
 
 
 def test_without_benchmark_data_it_says_so(build, tmp_path, capsys, script, monkeypatch):
@@ -429,7 +466,8 @@ def test_a_source_archive_is_read_in_memory(build, tmp_path):
         source = f"sdist:{tmp_path}/bar-3.{kind}"
         rows, manifest = build("--sources", source, "--validation_fraction", 0, "--max_bytes", 5000, output=kind)
         builds.append(rows["train"])
-        assert paths(rows) == ["setup.py", "src/bar/a.py"] and reasons(manifest) == {"big.py": "size"}
+        assert paths(rows) == ["setup.py", "src/bar/a.py"]
+        assert reasons(manifest) == {"big.py": "size", **({"link.py": "symbolic link"} if kind == "tar.gz" else {})}
         assert {(row["licence"], row["source"]) for row in rows["train"]} == {("BSD-3-Clause", "sdist:bar-3")}
     assert builds[0] == builds[1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bar-3.tar.gz", "bar-3.zip", "tar.gz", "zip"]
@@ -438,6 +476,103 @@ def test_a_source_archive_is_read_in_memory(build, tmp_path):
         path.write_bytes(path.read_bytes()[:700])
         with pytest.raises(SystemExit, match=f"bar-3.{kind} is not a whole .tar.gz or .zip archive"):
             build("--sources", f"sdist:{path}", output="damaged")
+
+
+def test_only_regular_files_are_opened(build, tmp_path):
+    secret = write(tmp_path / "private", {"key.py": code(7)})
+    folder = write(tmp_path / "in", {"a.py": code(1), "sub/b.py": code(2)})
+    (folder / "link.py").symlink_to(secret / "key.py")
+    (folder / "inside.py").symlink_to(folder / "a.py")
+    (folder / "linked").symlink_to(secret)  # a folder, which is not gone into
+    os.mkfifo(folder / "pipe.py")  # which nobody writes to
+    rows, manifest = build(*folder_arguments(folder))
+    assert paths(rows) == ["a.py", "sub/b.py"]
+    assert reasons(manifest) == {
+        "inside.py": "symbolic link",
+        "link.py": "symbolic link",
+        "pipe.py": "not a regular file",
+    }
+    assert manifest["dropped_by_reason"] == {"not a regular file": 1, "symbolic link": 2}
+
+
+UNSAFE = ["../up.py", "/abs.py", "x-1/../../up2.py", "C:\\up.py", "x-1\\..\\..\\up3.py"]
+
+
+@pytest.mark.parametrize("kind", ["tar.gz", "zip"])
+def test_members_of_archives_that_lead_out_of_them(build, tmp_path, kind):
+    path = tmp_path / f"x-1.{kind}"
+    names = ["x-1/a.py", *UNSAFE, "x-1/link.py", "x-1/pipe.py"]
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for number, name in enumerate(names):
+                info = zipfile.ZipInfo("placeholder")
+                info.filename = name
+                mode = {"x-1/link.py": 0o120777, "x-1/pipe.py": 0o010644}.get(name, 0o100644)
+                info.external_attr = mode << 16
+                archive.writestr(info, code(number))
+    else:
+        with tarfile.open(path, "w:gz") as archive:
+            for number, name in enumerate(names):
+                member = tarfile.TarInfo(name)
+                kinds = {"x-1/link.py": tarfile.LNKTYPE, "x-1/pipe.py": tarfile.FIFOTYPE}
+                member.type, member.linkname = kinds.get(name, tarfile.REGTYPE), "/etc/passwd"
+                member.size = len(code(number)) if member.isreg() else 0
+                archive.addfile(member, io.BytesIO(code(number).encode()))
+    rows, manifest = build("--sources", f"sdist:{path}", "--license", "MIT", "--validation_fraction", 0)
+    assert paths(rows) == ["a.py"]
+    found = reasons(manifest)
+    assert found.pop("link.py") == "symbolic link" and found.pop("pipe.py") == "not a regular file"
+    assert list(found.values()) == ["unsafe path"] * len(UNSAFE)
+
+
+KEYS = {  # made up, and put together here so that nothing looks for them in this file
+    "aws.py": "AKIA" + "IOSFODNN7EXAMPLA",
+    "github.py": "ghp_" + "wWPw5k4aXcaT4fNP0UcnZwJUVFk6LO0pINUx",
+    "pem.py": "-----BEGIN RSA " + "PRIVATE KEY-----",
+    "url.py": "https://user:hunter2" + "@host.org/x",
+    "jwt.py": "eyJhbGciOiJIUzI1NiJ9" + ".eyJzdWIiOiIxMjM0NTY3ODkwIn0.SflKxwRJSMeKKF2QT4fwpMeJf36POk6yJV",
+}
+
+
+def test_secrets_are_left_out_and_addresses_replaced(build, tmp_path):
+    pytest.importorskip("detect_secrets")
+    mails = "# Jane Doe <jane.doe+x@mail.some-firm.co.uk>, root@localhost, me@example.org\n@decorator\nx = a@b\n"
+    files = {name: f"{code(number)}key = '{key}'\n" for number, (name, key) in enumerate(KEYS.items())}
+    folder = write(tmp_path / "in", {**files, "mail.py": mails + code(20), "plain.py": code(21)})
+    rows, manifest = build(*folder_arguments(folder))
+    assert reasons(manifest) == dict.fromkeys(KEYS, "secret")
+    assert {entry["path"]: entry["detail"] for entry in manifest["dropped"]}["aws.py"] == "AWS Access Key, line 13"
+    text = {row["path"]: row["text"] for row in rows["train"]}
+    assert text["mail.py"] == mails.replace("jane.doe+x@mail.some-firm.co.uk", "email@example.com") + code(20)
+    assert text["plain.py"] == code(21) and manifest["emails"] == {"replaced": 1, "files": 1}
+    card, listed = (tmp_path / "out" / "README.md").read_text(), (tmp_path / "out" / "manifest.json").read_text()
+    assert "5 files with a secret were left out (AWS Access Key, " in card and "Not found: passwords" in card
+    assert "1 e-mail addresses in 1 files were replaced by `email@example.com`" in card
+    assert not any(key in card + listed for key in KEYS.values())  # neither says what was found
+    rows, manifest = build(*folder_arguments(folder), "--secrets", "keep", "--emails", "drop")
+    assert reasons(manifest) == {"mail.py": "e-mail address", "url.py": "e-mail address"}
+    assert "Secrets were not looked for" in (tmp_path / "out" / "README.md").read_text()
+    rows, manifest = build(*folder_arguments(folder), "--secrets", "keep", "--emails", "keep")
+    assert reasons(manifest) == {} and rows["train"][3]["text"] == mails + code(20)
+
+
+def test_notebooks_when_asked_for(build, tmp_path):
+    cells = [
+        {"cell_type": "markdown", "source": ["# Title\n", "words"]},
+        {"cell_type": "code", "source": ["%matplotlib inline\n", code(1)], "outputs": [{"text": "SECRET"}]},
+        {"cell_type": "raw", "source": "raw"},
+        {"cell_type": "code", "source": "!ls\nx = 1"},
+    ]
+    notebook = json.dumps({"cells": cells, "nbformat": 4})
+    folder = write(tmp_path / "in", {"a.ipynb": notebook, "b.ipynb": "{}" * 40, "c.py": code(3), "d.rs": code(4)})
+    rows, _ = build(*folder_arguments(folder))
+    assert paths(rows) == ["c.py"]
+    rows, manifest = build(*folder_arguments(folder), "--extensions", ".py", ".ipynb", ".rs")
+    assert paths(rows) == ["a.ipynb", "c.py", "d.rs"] and reasons(manifest) == {"b.ipynb": "undecodable"}
+    script = f"# %% [markdown]\n# # Title\n# words\n\n# %%\n# %matplotlib inline\n{code(1)}\n\n# %%\n# !ls\nx = 1\n"
+    assert rows["train"][0]["text"] == script
+    compile(script, "a.py", "exec")
+    assert "notebooks are scripts of their cells" in (tmp_path / "out" / "README.md").read_text()
 
 
 def table_rows():
@@ -568,8 +703,14 @@ def test_standard_library(build, tmp_path, script, monkeypatch):
             "None of 2 files was kept .size 2",
         ),
         (["--sources", "folder:{tmp}/in", "--license", "MIT", "--extensions", "rs"], "None of 0 files was kept .none"),
-        (["--sources", "stdlib", "--decontaminate", "{tmp}/none"], "has no lines with `prompt`.*FileNotFoundError"),
-        (["--sources", "stdlib", "--decontaminate", "{tmp}/in/a.py"], "JSONDecodeError.* give a .jsonl"),
+        (
+            ["--sources", "stdlib", "--decontaminate", "{tmp}/none"],
+            "--decontaminate .*none cannot be read as JSON lines: .*No such file",
+        ),
+        (
+            ["--sources", "stdlib", "--decontaminate", "{tmp}/in/a.py"],
+            "a.py cannot be read as JSON lines: Expecting value.*; give a benchmark's file",
+        ),
         (["--sources", "stdlib", "--validation_fraction", "1"], "--validation_fraction is 1.0; give a number from 0"),
         (["--sources", "stdlib", "--near_duplicate_threshold", "-1"], "--near_duplicate_threshold is -1.0"),
         (["--sources", "stdlib", "--max_files", "0"], "--max_files is 0; give at least 1"),

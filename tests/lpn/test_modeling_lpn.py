@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from modeling_lpn import LPNConfig, LPNModel, SearchConfig
+from modeling_lpn.lpn.plan_lpn import GridPlan
 from recipes.benchmarks.naive_lpn import NaiveLPN
 
 
@@ -57,9 +58,11 @@ def test_equals_the_naive_implementation(variant):
     output = model(*demonstrations)
     expected = naive.loss(*demonstrations)
     assert close(output.loss, expected)
-    names, parameters = zip(*model.named_parameters())
+    names, parameters = zip(*model.named_parameters(), strict=True)
     gradients = torch.autograd.grad(output.loss, parameters, allow_unused=True)
-    for name, ours, theirs in zip(names, gradients, torch.autograd.grad(expected, parameters, allow_unused=True)):
+    for name, ours, theirs in zip(
+        names, gradients, torch.autograd.grad(expected, parameters, allow_unused=True), strict=True
+    ):
         assert (ours is None) == (theirs is None), name
         assert ours is None or close(ours, theirs, 5e-5), name
 
@@ -76,6 +79,135 @@ def test_equals_the_naive_implementation(variant):
         grids, shapes = naive.generate(latents[:, 0].detach(), queries[0][:, query], queries[1][:, query])
         assert torch.equal(output.output_shapes[:, query, 0], shapes)
         assert torch.equal(output.output_grids[:, query, 0], grids)
+
+
+SHARING = {**VARIANTS, "with_dropout": {"decoder_dropout": 0.2}}
+
+
+@pytest.mark.parametrize("uniform", [True, False])
+@pytest.mark.parametrize("name", SHARING)
+def test_what_the_latent_does_not_touch_is_shared_exactly(name, uniform, monkeypatch):
+    """Values, gradients of latents and weights, and curvature of the shared first layer, against computing it anew."""
+    torch.manual_seed(0)
+    model = make_model(**{"variant": name} if name in VARIANTS else SHARING[name])
+    demonstrations, _ = make_tasks(batch=2)
+    if uniform:
+        demonstrations = (*demonstrations[:2], torch.full((2, 4, 2), 5), torch.full((2, 4, 2), 4))
+    latents = torch.randn(2, 3, 8, requires_grad=True)
+    mask = torch.ones(2, 4, dtype=torch.bool)
+    mask[1, 1] = False
+    results = []
+    for can_share in (True, False):
+        monkeypatch.setattr(type(model.decoder), "_can_share", lambda self, value=can_share: value)
+        chunks = model._decoder_chunks(model._demonstrations(*demonstrations, mask).own_tasks(), share=True)
+        assert all((chunk.shared is not None) == can_share for chunk in chunks)
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            value = model._evidence(latents, chunks)
+        inputs = [latents, *model.decoder.parameters()]
+        gradients = torch.autograd.grad(value.square().sum(), inputs, create_graph=True, allow_unused=True)
+        curvature = torch.autograd.grad(gradients[0].square().sum(), inputs, allow_unused=True)
+        results.append([value, *gradients, *curvature])
+    scale = max(float(t.detach().abs().max()) for t in results[1] if t is not None)
+    for ours, plain in zip(*results, strict=True):
+        assert (ours is None) == (plain is None)
+        assert ours is None or close(ours, plain, 1e-5 * scale)
+
+
+def test_shared_attention_is_exact_for_extreme_scores():
+    """The latent key may take all of a token's attention or nothing of it."""
+    model, (demonstrations, _) = make_model(), make_tasks(batch=2)
+    with torch.no_grad():
+        for name in ("q_proj", "k_proj"):
+            getattr(model.decoder.layers[0].attention, name).weight.mul_(30.0)
+    latents = torch.randn(2, 4, 8)
+    shared = model.log_prob(latents, *demonstrations)
+    alone = torch.cat([model.log_prob(latents[:, k : k + 1], *demonstrations) for k in range(4)], 1)
+    assert close(shared, alone, 1e-4)
+
+
+@pytest.mark.parametrize("search", [{"num_steps": 1}, {"num_steps": 2, "starts": "mean+pairs"}, {"method": "random"}])
+@pytest.mark.parametrize("num_pairs", [(4, 4, 4), (2, 4, 3)])
+def test_leave_one_out_embeds_a_pair_once_for_all_its_rows(search, num_pairs):
+    """Programs of the training loss equal those of separate searches without each pair."""
+    model, (demonstrations, _) = make_model(), make_tasks(batch=3)
+    search = SearchConfig(**search, **({"num_samples": 3} if "method" in search else {}))
+    noise = torch.randn(3, 4, 3, 8)
+    mask = torch.arange(4) < torch.tensor(num_pairs).unsqueeze(1)
+    programs = model(
+        *demonstrations, mask, search_config=search, search_noise=noise[:, :, : search.num_samples]
+    ).programs
+    for task, count in enumerate(num_pairs):
+        for pair in range(count):
+            kept = [k for k in range(count) if k != pair]
+            alone = model._demonstrations(*(tensor[task : task + 1, kept] for tensor in demonstrations), None)
+            latents = model._encode(alone, False, None).latents
+            own = noise[task, pair, : search.num_samples].unsqueeze(0)
+            found = model._search(latents, alone.pair_mask, alone.own_tasks(), search, own)
+            assert close(programs[task, pair], found.latents[0, 0], 1e-4)
+
+
+def test_a_search_keeps_no_graph_of_the_weights():
+    """Of an MLP autograd saves what the activation needs for the latent, once; not the input of a product for its weight."""
+    model, (demonstrations, _), kept = make_model(decoder_mlp_factor=8.0), make_tasks(), []
+
+    def keep(tensor):
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model.search(*demonstrations, num_steps=1)
+    inner = model.config.decoder_stack.intermediate_size
+    chunks = model._decoder_chunks(model._demonstrations(*demonstrations, None).own_tasks(), share=True)
+    weights = {parameter.data_ptr() for parameter in model.parameters()}
+    activations = [t for t in kept if t.dim() > 2 and t.shape[-1] == inner and t.data_ptr() not in weights]
+    assert len(activations) == model.config.decoder_num_layers * len(chunks)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+HOST_READS = ("item", "tolist", "nonzero", "__bool__", "__int__", "__float__", "cpu", "masked_select")
+
+
+@pytest.mark.parametrize(
+    "uniform,planned,most", [(True, True, 0), (False, True, 0), (False, False, 3)], ids=["fixed", "mixed", "unplanned"]
+)
+@pytest.mark.parametrize("search", [None, {"num_steps": 2}, {"method": "random", "num_samples": 3}, {"method": "all"}])
+def test_a_training_step_does_not_wait_for_the_device(search, uniform, planned, most, monkeypatch):
+    """
+    Reads of a tensor by the host, each of which waits on a GPU: none with a plan; without one the transfer of shapes and
+    mask, and a look at the colours of either side.
+    """
+    model, (demonstrations, _) = make_model().train(), make_tasks()
+    if uniform:
+        demonstrations = (*demonstrations[:2], torch.full((3, 4, 2), 5), torch.full((3, 4, 2), 4))
+    mask = torch.ones(3, 4, dtype=torch.bool)
+    mask[0, 3] = uniform
+    plan = GridPlan(*(t.numpy() for t in (*demonstrations[2:], mask)), num_colors=10) if planned else None
+    reads = []
+    for name in HOST_READS:
+        original = getattr(torch.Tensor, name)
+
+        def counted(tensor, *args, _original=original, _name=name, **kwargs):
+            reads.append(_name)
+            return _original(tensor, *args, **kwargs)
+
+        monkeypatch.setattr(torch.Tensor, name, counted)
+    loss = model(*demonstrations, mask, search_config=search, plan=plan).loss
+    loss.backward()
+    assert len(reads) <= most, reads
+
+
+def test_plans_are_checked():
+    model, (demonstrations, _) = make_model(), make_tasks()
+    plan = GridPlan.of(*demonstrations[2:], torch.ones(3, 4, dtype=torch.bool))
+    assert close(model(*demonstrations, plan=plan).loss, model(*demonstrations).loss, 0.0)
+    with pytest.raises(
+        ValueError, match=r"`plan` is of 3 tasks with 4 pairs, but `input_grids` has shape \(2, 4, 6, 5\)"
+    ):
+        model(*(tensor[:2] for tensor in demonstrations), plan=plan)
+    bright = demonstrations[0].clone()
+    bright[0, 0, 0, 0] = 10
+    with pytest.raises(ValueError, match="colours from 0 to 10"):  # nobody said that the colours are known
+        model(bright, *demonstrations[1:], plan=plan)
 
 
 def test_generation_writes_shapes_of_every_size():
@@ -164,8 +296,11 @@ def test_accumulation_equals_batch(method):
             search_noise=search_noise[one],
             **arguments,
         ).loss
-        parts = [a + b / 4 for a, b in zip(parts or [0.0] * len(whole), torch.autograd.grad(loss, model.parameters()))]
-    assert all(close(a, b, 1e-4) for a, b in zip(whole, parts))
+        parts = [
+            a + b / 4
+            for a, b in zip(parts or [0.0] * len(whole), torch.autograd.grad(loss, model.parameters()), strict=True)
+        ]
+    assert all(close(a, b, 1e-4) for a, b in zip(whole, parts, strict=True))
 
 
 def test_second_candidate_is_another_output_where_there_is_one():
@@ -465,3 +600,30 @@ def test_input_embeddings_are_the_colours_of_the_encoder():
     table = torch.nn.Embedding(10, 16)
     model.set_input_embeddings(table)
     assert model.get_input_embeddings() is table is model.encoder.color_embedding
+
+
+@pytest.mark.parametrize("config_says", [True, False])
+def test_hidden_states_and_tuples(config_says):
+    model, (demonstrations, _) = make_model(encoder_num_layers=3), make_tasks()
+    plain = model(*demonstrations)
+    assert plain.encoder_hidden_states is None and plain.decoder_hidden_states is None
+    asked = {} if config_says else {"output_hidden_states": True}
+    model.config.output_hidden_states = config_says
+    output = model(*demonstrations, **asked)
+    assert close(output.loss, plain.loss)
+    encoder, decoder, width = output.encoder_hidden_states, output.decoder_hidden_states, 16
+    longest = int(demonstrations[2].prod(-1).max() + demonstrations[3].prod(-1).max())
+    assert [states.shape for states in encoder] == [(3, 4, 5 + longest, width)] * 3 + [(3, 4, 1, width)]
+    assert len(decoder) == 3 and decoder[0].shape[:2] == decoder[2].shape[:2] == (3, 4)
+    # The last states are what the heads read: the latent of a pair follows from that of its first token.
+    read = model.encoder.norm(encoder[-1][:, :, 0])
+    assert close(model.encoder.mean_proj(read), output.latent_mean)
+    for task, pair in ((0, 0), (2, 3)):  # a pair alone, without padding
+        alone = model.encode(*(tensor[task : task + 1, pair : pair + 1] for tensor in demonstrations), **asked)
+        count = 5 + int(demonstrations[2][task, pair].prod())
+        assert close(alone.hidden_states[1][0, 0, :count], encoder[1][task, pair, :count]), (task, pair)
+    fields = model(*demonstrations, return_dict=False, **asked)
+    assert isinstance(fields, tuple) and close(fields[0], plain.loss)
+    assert isinstance(model.encode(*demonstrations, return_dict=False), tuple)
+    with pytest.raises(ValueError, match="decodes a pair with several latents"):
+        model(*demonstrations, search_config={"method": "all"}, **asked)

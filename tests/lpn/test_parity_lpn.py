@@ -11,14 +11,15 @@ import sys
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModel
 
 from modeling_lpn import LPNModel, SearchConfig
+from modeling_lpn.lpn.modeling_lpn import Scoring
 from modeling_lpn.lpn.search_lpn import SEARCH_METHODS
-from modeling_lpn.lpn.transformer_lpn import GridPairs
 from modeling_lpn.tasks.flax_checkpoints import convert_config, convert_parameters, read_msgpack
 from modeling_lpn.tasks.trainer import describe_latents
 
@@ -48,7 +49,9 @@ class Case:
         self.model.load_state_dict(convert_parameters(flax, config))
         pairs, shapes = self["in/pairs"].long(), self["in/grid_shapes"].long()
         self.demonstrations = (pairs[..., 0], pairs[..., 1], shapes[..., 0], shapes[..., 1])
-        self.pairs = GridPairs(*(tensor.flatten(0, 1) for tensor in self.demonstrations))
+        demonstrations = self.model._demonstrations(*self.demonstrations, None)
+        pairs, _, plan = demonstrations
+        self.each_itself = Scoring(pairs, plan.sizes, np.arange(len(plan.sizes))[:, None])
         if "in/test_input" in self.arrays:
             self.queries = self["in/test_input"].long()[:, None], self["in/test_input_shape"].long()[:, None]
 
@@ -122,10 +125,11 @@ def test_decoder_logits(case):
     # Published: one slot for each cell of the padded grid, the first of a row is read from the row before it.
     grid_logits = torch.zeros(len(latents), rows, cols, case.model.config.vocab_size)
     valid = torch.zeros(len(latents), rows, cols, dtype=torch.bool)
-    for chunk in case.model._decoder_chunks(case.pairs, torch.arange(len(latents))):
-        row_part, col_part, cells = (part[:, 0] for part in case.model._logits(latents[chunk.entries], chunk))
-        row_logits[chunk.entries], col_logits[chunk.entries] = row_part, col_part
-        for entry, (height, width), logits in zip(chunk.entries, chunk.shapes.tolist(), cells):
+    for chunk in case.model._decoder_chunks(case.each_itself, share=False):
+        entries = chunk.rows[:, 0]
+        row_part, col_part, cells = (part[:, 0] for part in case.model._logits(latents[entries], chunk))
+        row_logits[entries], col_logits[entries] = row_part, col_part
+        for entry, (height, width), logits in zip(entries, chunk.shapes.tolist(), cells, strict=True):
             grid_logits[entry, :height, :width] = logits[: height * width].view(height, width, -1)
             valid[entry, :height, :width] = True
     case.close("dec/row_logits", row_logits.view(*shape, -1), 1e-5)
@@ -139,10 +143,9 @@ def test_decoder_logits(case):
 @torch.no_grad()
 def test_loss_and_log_prob_terms(case):
     shape = case["in/context_pair"].shape[:2]
-    chunks = case.model._decoder_chunks(case.pairs, torch.arange(len(case.pairs.input_grids)))
-    terms = case.model._log_prob_terms(case["in/context_pair"].flatten(0, 1).unsqueeze(1), chunks)
+    terms, _ = case.model._program_terms(case["in/context_pair"].flatten(0, 1), case.each_itself)
     for index, name in enumerate(("shape_row_loss", "shape_col_loss", "grid_loss")):
-        case.close(f"loss/{name}", -terms[:, 0, index].view(shape), 1e-5)
+        case.close(f"loss/{name}", -terms[:, index].view(shape), 1e-5)
     case.close("loss/loss", -terms.sum(-1).view(shape), 1e-5)
 
 
@@ -202,14 +205,14 @@ def test_training_modes(case):
             case.close(f"call/{mode}/context", output.programs, 1e-4)
 
 
-def run_search(case, prefix, latents, noise=None):
-    search = case.search(prefix)
+def run_search(case, prefix, latents, noise=None, search=None):
+    search = case.search(prefix) if search is None else search
     if prefix.endswith("task0_alone"):
         demonstrations, latents = tuple(tensor[:1] for tensor in case.demonstrations), latents[:1]
     else:
         demonstrations = case.demonstrations
-    pairs, tasks, mask = case.model._demonstrations(*demonstrations, None)
-    return case.model._search(latents, mask, pairs, tasks, search, noise)
+    demonstrations = case.model._demonstrations(*demonstrations, None)
+    return case.model._search(latents, demonstrations.pair_mask, demonstrations.own_tasks(), search, noise)
 
 
 def compare_search(case, prefix, found):
@@ -245,9 +248,8 @@ def test_generation(case):
             noise = case.arrays.get("in/eps2" if search.init == "prior" else "in/eps")
             encoded = case.model.encode(*case.demonstrations, sample_latents=True, latent_noise=noise)
             latents = noise if search.init == "prior" else encoded.latents
-            pairs, tasks, mask = case.model._demonstrations(*case.demonstrations, None)
             samples = case["in/rs_vectors_gen"][:, 0] if search.method == "random" else None
-            found = case.model._search(latents.detach(), mask, pairs, tasks, search, samples)
+            found = run_search(case, prefix, latents.detach(), samples, search)
             case.close(f"{prefix}/context", found.latents[:, 0], 1e-4)
             output = case.model.execute(found.latents, *case.queries)
         compare_grids(case, prefix, output, 1)
@@ -258,7 +260,7 @@ def test_generation(case):
 def compare_grids(case, prefix, output, attempt):
     shapes, grids = case[f"{prefix}/shape_{attempt}"].long(), case[f"{prefix}/grid_{attempt}"].long()
     assert torch.equal(output.output_shapes[:, 0, 0], shapes), prefix
-    for ours, theirs, (rows, cols) in zip(output.output_grids[:, 0, 0], grids, shapes.tolist()):
+    for ours, theirs, (rows, cols) in zip(output.output_grids[:, 0, 0], grids, shapes.tolist(), strict=True):
         assert torch.equal(ours[:rows, :cols], theirs[:rows, :cols]), prefix
 
 

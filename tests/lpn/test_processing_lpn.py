@@ -92,7 +92,8 @@ def test_padding_loses_nothing_and_adds_only_zeros(batch_of_tasks):
         ):
             mask = batch["query_mask" if name == "query" else "pair_mask"][index]
             assert mask.sum() == len(task[part]) and mask[: len(task[part])].all()
-            for grid, shape, pair in zip(batch[f"{name}_grids"][index], batch[f"{name}_shapes"][index], task[part]):
+            grids, shapes = batch[f"{name}_grids"][index][mask], batch[f"{name}_shapes"][index][mask]
+            for grid, shape, pair in zip(grids, shapes, task[part], strict=True):
                 rows, cols = shape.tolist()
                 assert grid[:rows, :cols].tolist() == pair[side]
                 assert grid.sum() == sum(map(sum, pair[side]))

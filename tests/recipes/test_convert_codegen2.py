@@ -49,7 +49,7 @@ def test_a_release_is_converted_and_exported_bit_for_bit(tmp_path, mp_num, head_
     ids = token_ids(2, 9)
     torch.testing.assert_close(stock(ids).logits, clean.eval()(ids).logits, atol=1e-5, rtol=0)
     assert CodeGen2ForCausalLM.from_pretrained(tmp_path / "stock").config.mp_num == 4
-    with pytest.raises(SystemExit, match="is the source as well"):
+    with pytest.raises(ValueError, match="is the source as well"):
         convert(tmp_path / "stock", tmp_path / "clean" / ".." / "stock")
 
 
@@ -72,7 +72,7 @@ def test_a_wrong_grouping_is_refused_by_its_loss(tmp_path):
         optimizer.zero_grad()
     write_release(model, tmp_path / "release", head_dim=4)  # the stray key says 8 groups
     tokenizer.save_pretrained(tmp_path / "release")
-    with pytest.raises(SystemExit, match="the projection is grouped by 4. Pass --mp_num 4"):
+    with pytest.raises(ValueError, match="the projection is grouped by 4. Pass --mp_num 4"):
         convert(tmp_path / "release", tmp_path / "clean")
     assert not (tmp_path / "clean").exists()
     convert(tmp_path / "release", tmp_path / "clean", "--mp_num", "4")

@@ -1,18 +1,14 @@
 """The real commands, on tiny settings."""
 
-import importlib.util
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from cases_recipes import ROOT, call, command, flags, launch, load_recipe, weights
 from transformers import AutoModel, AutoProcessor
 
 from modeling_lpn import LPNConfig, LPNModel, PatternTask, SearchConfig, TaskStream
@@ -22,9 +18,7 @@ from modeling_lpn.tasks.metrics import validate_submission
 from modeling_lpn.tasks.stream import tasks_from_stream
 
 
-ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes" / "lpn").glob("*.yaml"))
-TWO_PROCESSES = ROOT / "recipes" / "accelerate_configs" / "cpu_2proc.yaml"
 TINY = {
     "num_threads": 1,
     "task_num_rows": 4,
@@ -57,69 +51,7 @@ TINY_EVALUATION = {
 }
 
 
-def load_recipe(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "recipes" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
-    return module
-
-
 train, evaluate = load_recipe("train_lpn"), load_recipe("evaluate_lpn")
-
-
-def flags(settings, **more):
-    texts = []
-    for name, value in {**settings, **more}.items():
-        texts += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-    return texts
-
-
-def call(module, monkeypatch, *arguments):
-    """Runs a recipe in this process."""
-    monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
-    threads = torch.get_num_threads()
-    try:
-        module.main()
-    finally:
-        torch.set_num_threads(threads)
-
-
-def command(*launcher, recipe, arguments):
-    script = str(ROOT / "recipes" / f"{recipe}.py")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return {"args": [sys.executable, *launcher, script, *arguments], "env": environment, "cwd": ROOT}
-
-
-def launch(recipe, *arguments):
-    """Runs a recipe in two processes on the CPU."""
-    port = 20000 + os.getpid() % 20000  # test runs side by side must not meet
-    launcher = (
-        "-m",
-        "accelerate.commands.launch",
-        "--config_file",
-        str(TWO_PROCESSES),
-        "--main_process_port",
-        str(port),
-    )
-    process = subprocess.Popen(
-        **command(*launcher, recipe=recipe, arguments=arguments),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        output, errors = process.communicate(timeout=120)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)  # the launcher alone would leave its processes behind
-        raise
-    assert process.returncode == 0, errors[-3000:]
-    return output
-
-
-def weights(folder):
-    return {name: tensor.clone() for name, tensor in load_file(Path(folder) / "model.safetensors").items()}
 
 
 @pytest.fixture(scope="module")
@@ -321,8 +253,8 @@ def test_every_recipe_is_understood(path, tmp_path):
         )
         LPNConfig(**given(model_args))
         SearchConfig(**given(train_search, "train_search_"))
-        assert args.max_steps > 0 and run.task in ("pattern", "pairs")
-        if run.task == "pattern":
+        assert args.max_steps > 0
+        if run.task != "pairs":
             make_task(run.task, task_args)
         else:
             assert task_args.task_held_out == 20 and task_args.task_exclude_task_ids == ["40853293"]
@@ -364,9 +296,77 @@ def test_mistakes_are_named(tmp_path, monkeypatch):
         call(train, monkeypatch, *flags(TINY, output_dir=tmp_path, task_path="x"))
     with pytest.raises(ValueError, match="`eval_seed` have the same seed 5"):
         call(train, monkeypatch, *flags(TINY, output_dir=tmp_path, seed=5, eval_seed=5))
+    excluding = [
+        ({"eval_budgets": [0, -1]}, "`eval_budgets` hold -1"),
+        ({"num_eval_tasks": 0, "eval_strategy": "steps"}, "`num_eval_tasks` is 0 while `eval_strategy` is steps"),
+        ({"load_best_model_at_end": "true"}, "`load_best_model_at_end` is True while `eval_strategy` is no"),
+    ]
+    for settings, message in excluding:
+        with pytest.raises(ValueError, match=message):
+            call(train, monkeypatch, *flags({**TINY, **settings}, output_dir=tmp_path / "none"))
+    assert not (tmp_path / "none" / "model.safetensors").exists()
     with pytest.raises(ValueError, match="model_name_or_path"):
         call(evaluate, monkeypatch, "--tasks", "pattern")
     with pytest.raises(FileNotFoundError, match="neither a known source nor a file"):
         monkeypatch.setattr(evaluate.AutoModel, "from_pretrained", lambda *a, **k: LPNModel(LPNConfig()))
         monkeypatch.setattr(evaluate.AutoProcessor, "from_pretrained", lambda *a, **k: None)
         call(evaluate, monkeypatch, "--model_name_or_path", "x", "--tasks", "arcagi:evaluations-of-2031")
+
+
+TINY_STRINGS = {
+    **{name: value for name, value in TINY.items() if not name.startswith(("task_", "max_rows", "max_cols"))},
+    "task": "string",
+    "task_max_length": 16,
+    "task_max_size": 1,
+    "task_output_step": 4,
+    "vocab_size": 96,
+    "max_rows": 1,
+    "max_cols": 16,
+    "copy_inputs": "true",
+    "max_steps": 4,
+    "save_strategy": "no",
+    "eval_strategy": "steps",
+    "eval_steps": 4,
+}
+
+
+def test_strings_from_training_to_scores(tmp_path, monkeypatch, capsys):
+    model = tmp_path / "model"
+    call(train, monkeypatch, *flags(TINY_STRINGS, output_dir=model))
+    processor = AutoProcessor.from_pretrained(model)
+    assert processor.output_step == 4 and processor.max_length == 16
+    source = tmp_path / "some.jsonl"
+    pairs = {"inputs": ["ab", "cd", "e" * 30], "outputs": ["a", "c", "e"]}
+    readable = {"inputs": ["ab", "cd", "ef"], "outputs": ["a", "c", "e"]}
+    source.write_text(json.dumps(pairs) + "\n" + json.dumps(readable) + "\n")
+    settings = {name: TINY_STRINGS[name] for name in ("task_max_length", "task_max_size", "num_threads")}
+    settings |= {"num_tasks": 4, "num_examples": [1, 3], "budgets": [0, 1], "seconds": 0.02, "num_ambiguity_tasks": 1}
+    settings |= {"calibrate": "true", "num_calibration_tasks": 4, "tasks": ["string", str(source)]}
+    strings = load_recipe("evaluate_strings")
+    call(strings, monkeypatch, *flags(settings, model_name_or_path=model, output_dir=tmp_path / "out"))
+    generated, read = (json.loads((tmp_path / "out" / f"{name}.json").read_text()) for name in ("string", "some"))
+    assert [len(generated["results"][f"{k}_examples"]) for k in (1, 3)] == [2, 2]
+    assert (
+        generated["baselines"]["enumeration"]["top_1_accuracy"] >= 0
+        and 0 <= generated["ambiguity"]["share_ambiguous"] <= 1
+    )
+    assert read["num_tasks"] == 2 and read["num_unreadable"] == 1
+    assert json.loads((model / "calibration.json").read_text()) == generated["calibration"]
+    assert "some.jsonl: 2 tasks, 1 of them unreadable" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="is a model of strings; evaluate it with recipes/evaluate_strings.py"):
+        call(evaluate, monkeypatch, "--model_name_or_path", model, "--output_dir", tmp_path / "other")
+    with pytest.raises(ValueError, match="string.json"):
+        call(strings, monkeypatch, *flags(settings, model_name_or_path=model, output_dir=tmp_path / "out"))
+    with pytest.raises(ValueError, match="generator 'sequence' has no strings"):
+        call(
+            strings,
+            monkeypatch,
+            "--model_name_or_path",
+            model,
+            "--tasks",
+            "sequence",
+            "--output_dir",
+            tmp_path / "new",
+        )
+    with pytest.raises(ValueError, match="`max_cols` is 20, but task 'string' has grids with 16; set `max_cols: 16`"):
+        call(train, monkeypatch, *flags({**TINY_STRINGS, "max_cols": 20}, output_dir=tmp_path / "wrong"))

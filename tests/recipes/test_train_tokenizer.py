@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 
 from modeling_lpn.code.tokenizer import codegen2_added_tokens
 from modeling_lpn.codegen2.infilling_codegen2 import encode_source
+from modeling_lpn.runs import run_recipe
 
 
 ROOT = Path(__file__).parents[2]
@@ -107,11 +108,11 @@ def test_a_small_corpus_and_an_earlier_tokenizer(recipe, corpus, capsys):
         (["--num_masks", "0"], "--num_masks is 0; give at least 1"),
     ],
 )
-def test_what_is_refused(recipe, corpus, capsys, arguments, message):
+def test_what_is_refused(recipe, corpus, monkeypatch, capsys, arguments, message):
+    monkeypatch.setattr(sys, "argv", ["train_tokenizer.py"])
     (corpus / "bad.parquet").write_text("text")
     pq.write_table(pa.table({"text": ["", None]}), corpus / "empty.parquet")
     with pytest.raises(SystemExit) as error:
-        train(recipe, corpus, *(argument.format(tmp=corpus) for argument in arguments))
-    told = error.value.code if error.value.code != 2 else capsys.readouterr().err
-    assert message in told
+        run_recipe(lambda: train(recipe, corpus, *(argument.format(tmp=corpus) for argument in arguments)))
+    assert error.value.code == 2 and message in capsys.readouterr().err.splitlines()[-1]
     assert not (corpus / "tokenizer").exists()

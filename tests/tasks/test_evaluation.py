@@ -1,47 +1,15 @@
 import copy
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
+from cases_tasks import make_tasks
 
-from modeling_lpn import LPNConfig, LPNModel, LPNProcessor, PatternTask, SearchConfig, TaskStream
-from modeling_lpn.runs import describe_run
+from modeling_lpn import LPNConfig, LPNModel, SearchConfig
 from modeling_lpn.tasks.evaluation import choose_search, evaluate_tasks, first_steps, search_grid, shares_trajectory
-from modeling_lpn.tasks.latent_maps import map_latent_space
-from modeling_lpn.tasks.stream import tasks_from_stream
 
 
 BUDGETS = [5, 0, 1, 12]
-
-
-def make_grid(rng):
-    return rng.integers(0, 10, rng.integers(1, 6, 2)).tolist()
-
-
-def make_tasks(count=9, seed=0):
-    """Tasks of different sizes, with one to four demonstrations and one or two test inputs."""
-    rng = np.random.default_rng(seed)
-    return [
-        {
-            "task_id": f"t{index}",
-            "train": [{"input": make_grid(rng), "output": make_grid(rng)} for _ in range(rng.integers(1, 5))],
-            "test": [{"input": make_grid(rng), "output": make_grid(rng)} for _ in range(rng.integers(1, 3))],
-        }
-        for index in range(count)
-    ]
-
-
-@pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(0)
-    sizes = {f"{side}_{name}": 2 for side in ("encoder", "decoder") for name in ("num_heads", "num_layers")}
-    return LPNModel(LPNConfig(max_rows=8, max_cols=8, latent_dim=2, **sizes)).eval()
-
-
-@pytest.fixture(scope="module")
-def processor():
-    return LPNProcessor(8, 8)
 
 
 def run(model, processor, tasks, search, budgets=None, **kwargs):
@@ -100,7 +68,7 @@ def test_results_do_not_depend_on_the_batches_and_keep_the_order(model, processo
     search = SearchConfig(lr=0.3, num_samples=1)
     one = run(model, processor, tasks, search, BUDGETS)
     other = run(model, processor, tasks[::-1], search, BUDGETS, batch_size=1)
-    for a, b in zip(one.results, other.results):
+    for a, b in zip(one.results, other.results, strict=True):
         assert a.predictions == b.predictions
         assert a.log_prob == pytest.approx(b.log_prob, abs=1e-4)
         assert list(a.predictions) == [task["task_id"] for task in tasks] == list(b.predictions)[::-1]
@@ -127,7 +95,7 @@ def test_a_perfect_prediction_scores_one(model, processor):
     answers = run(model, processor, tasks, SearchConfig(method="mean"))
     solved = copy.deepcopy(tasks)
     for task in solved:
-        for pair, attempts in zip(task["test"], answers.results[0].predictions[task["task_id"]]):
+        for pair, attempts in zip(task["test"], answers.results[0].predictions[task["task_id"]], strict=True):
             pair["output"] = attempts[0]
     scores = run(model, processor, solved, SearchConfig(method="mean"), [0, 5]).results[0].scores
     assert len(scores) == 10 and set(scores.values()) == {1.0}
@@ -189,58 +157,6 @@ def test_evaluation_leaves_model_and_random_state_alone(model, processor):
     model.eval()
 
 
-def test_tasks_from_a_stream_are_its_items_and_have_their_own_ids():
-    stream = TaskStream(PatternTask(num_pairs=3, num_rows=4, num_cols=5, pattern_size=2), 7, seed=3)
-    rows = tasks_from_stream(stream, 5)
-    assert [row["task_id"] for row in rows] == ["0", "1", "2", "3", "4"]
-    item = stream[2]
-    assert [pair["input"] for pair in rows[2]["train"] + rows[2]["test"]] == item["input_grids"].tolist()
-    assert rows[2]["test"][0]["output"] == item["output_grids"][2].tolist()
-    assert (len(rows[2]["train"]), len(rows[2]["test"])) == (2, 1)
-
-    class OneProgram(PatternTask):
-        def sample(self, num_tasks, rng):
-            return {**super().sample(num_tasks, rng), "task_id": ["p"] * num_tasks}
-
-    assert [row["task_id"] for row in tasks_from_stream(TaskStream(OneProgram(), 3), 3)] == ["p", "p-2", "p-3"]
-    with pytest.raises(ValueError, match="one pair each"):
-        tasks_from_stream(TaskStream(PatternTask(num_pairs=1), 3), 3)
-
-
-def test_latent_map_shows_the_log_likelihood_and_the_way_to_the_best(model, processor):
-    task = make_tasks(1)[0]
-    search = SearchConfig(num_steps=6, lr=0.5)
-    drawn = map_latent_space(model, processor, task, search, resolution=7)
-    inputs = {name: value for name, value in processor([task]).items() if not name.startswith("query")}
-    low, high = drawn["extent"][:2]
-    side = torch.linspace(low, high, 7)
-    corner = model.log_prob(torch.tensor([[[side[6], side[1]]]]), **inputs)  # column 6, row 1
-    assert drawn["log_probs"][1, 6] == pytest.approx(corner.item(), abs=1e-4)
-    found = model.search(**inputs, search_config=search)
-    assert drawn["paths"][0][-1].tolist() == pytest.approx(found.latents[0, 0].tolist())
-
-
-def test_a_map_of_more_dimensions_is_the_plane_of_the_path(processor):
-    torch.manual_seed(0)
-    model = LPNModel(LPNConfig(max_rows=8, max_cols=8, latent_dim=5)).eval()
-    task, search = make_tasks(1)[0], SearchConfig(num_steps=2, lr=0.5)  # two steps lie in a plane
-    drawn = map_latent_space(model, processor, task, search, resolution=5)
-    inputs = {name: value for name, value in processor([task]).items() if not name.startswith("query")}
-    visited = model.search(**inputs, search_config=search).trajectory_latents[0, 0]
-    lengths = torch.from_numpy(drawn["paths"][0]).norm(dim=1)
-    assert torch.allclose(lengths, (visited - visited[0]).norm(dim=1)[: len(lengths)], atol=1e-5)
-    assert drawn["extent"][1] - drawn["extent"][0] == pytest.approx(drawn["extent"][3] - drawn["extent"][2])
-    with pytest.raises(ValueError, match="2 latent dimensions and a search that follows a path"):
-        map_latent_space(model, processor, task, SearchConfig(method="mean"))
-
-
-def test_a_run_is_described():
-    record = describe_run(7)
-    assert record["seed"] == 7 and record["versions"]["torch"] == torch.__version__
-    assert {"command", "date", "git_commit", "hardware"} <= set(record)
-    assert record["hardware"]["processes"] == 1
-
-
 def test_search_settings_are_chosen_on_validation_tasks(model, processor):
     """One candidate solves a task by construction: its own answer is the truth."""
     tasks, search = make_tasks(4), SearchConfig(lr=0.5)
@@ -252,7 +168,7 @@ def test_search_settings_are_chosen_on_validation_tasks(model, processor):
     answers = run(model, processor, tasks, candidates[2], [6]).results[0].predictions
     solved = copy.deepcopy(tasks)
     for task in solved:
-        for pair, attempts in zip(task["test"], answers[task["task_id"]]):
+        for pair, attempts in zip(task["test"], answers[task["task_id"]], strict=True):
             pair["output"] = attempts[0]
     choice = choose_search(model, processor, solved, candidates, [0, 6], progress=False)
     assert len(choice.rows) == 8

@@ -62,7 +62,7 @@ def test_training_equals_the_published_optimiser(tmp_path):
     model.load_state_dict(convert_parameters(flax, config))
     pairs, shapes = arrays["in/pairs"].long(), arrays["in/grid_shapes"].long()
     names = ("input_grids", "output_grids", "input_shapes", "output_shapes")
-    batch = dict(zip(names, (pairs[..., 0], pairs[..., 1], shapes[..., 0], shapes[..., 1])))
+    batch = dict(zip(names, (pairs[..., 0], pairs[..., 1], shapes[..., 0], shapes[..., 1]), strict=True))
     noise = arrays["in/train_eps_warm3_k2"]
     trainer = trainer_of(
         model,

@@ -1,0 +1,199 @@
+"""Functions on lists of integers, after DeepCoder (Balog et al., 2017, arXiv 1611.01989), written as strings."""
+
+import itertools
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+
+from ..lpn.processing_lpn import StringProcessor
+from .pairs import require_integer
+from .strings import PATIENCE, check_split, encode_tasks, split_of
+
+
+ALPHABET = "0123456789-[] "
+Value = int | list[int]
+
+MAPS: dict[str, Callable[[int], int]] = {
+    "+1": lambda x: x + 1,
+    "-1": lambda x: x - 1,
+    "*2": lambda x: x * 2,
+    "*3": lambda x: x * 3,
+    "*4": lambda x: x * 4,
+    "/2": lambda x: int(x / 2),
+    "/3": lambda x: int(x / 3),
+    "/4": lambda x: int(x / 4),
+    "*(-1)": lambda x: -x,
+    "**2": lambda x: x * x,
+}
+PREDICATES: dict[str, Callable[[int], bool]] = {
+    ">0": lambda x: x > 0,
+    "<0": lambda x: x < 0,
+    "even": lambda x: x % 2 == 0,
+    "odd": lambda x: x % 2 == 1,
+}
+PAIRINGS: dict[str, Callable[[int, int], int]] = {
+    "+": lambda x, y: x + y,
+    "-": lambda x, y: x - y,
+    "*": lambda x, y: x * y,
+    "min": min,
+    "max": max,
+}
+# name: (kinds of its arguments, function); an argument is a list `l`, an integer `i` or a key of a table above.
+FUNCTIONS: dict[str, tuple[str, Callable[..., Value]]] = {
+    "head": ("l", lambda x: x[0]),
+    "last": ("l", lambda x: x[-1]),
+    "minimum": ("l", min),
+    "maximum": ("l", max),
+    "sum": ("l", sum),
+    "reverse": ("l", lambda x: x[::-1]),
+    "sort": ("l", sorted),
+    "take": ("il", lambda n, x: x[: max(n, 0)]),
+    "drop": ("il", lambda n, x: x[max(n, 0) :]),
+    "access": ("il", lambda n, x: x[n] if n >= 0 else x[len(x)]),
+    "map": ("ml", lambda name, x: [MAPS[name](value) for value in x]),
+    "filter": ("pl", lambda name, x: [value for value in x if PREDICATES[name](value)]),
+    "count": ("pl", lambda name, x: sum(1 for value in x if PREDICATES[name](value))),
+    "scan": ("zl", lambda name, x: list(accumulate(x, PAIRINGS[name]))),
+    "zip": ("zll", lambda name, x, y: [PAIRINGS[name](*both) for both in zip(x, y, strict=False)]),
+}
+TABLES: dict[str, Sequence[str]] = {"m": tuple(MAPS), "p": tuple(PREDICATES), "z": tuple(PAIRINGS)}
+SCALARS = {"head", "last", "minimum", "maximum", "sum", "access", "count"}  # give an integer, the others a list
+READERS = {kind: [name for name, (wanted, _) in FUNCTIONS.items() if kind in wanted] for kind in "li"}
+
+# A statement: name of a function, then its arguments; an integer k is the k-th value (inputs first), text is a table's key.
+Statement = tuple
+Program = tuple[Statement, ...]
+
+
+def run_program(program: Program, inputs: Sequence[Value]) -> Value:
+    """
+    Value of the last statement.
+
+    Raises:
+        `IndexError`, `ValueError`: a function has no value there, such as the head of an empty list.
+    """
+    values = list(inputs)
+    for name, *arguments in program:
+        function = FUNCTIONS[name][1]
+        values.append(function(*[values[x] if isinstance(x, int) else x for x in arguments]))
+    return values[-1]
+
+
+def write_value(value: Value) -> str:
+    """`[1 -3 2]` for a list, `7` for an integer."""
+    return f"[{' '.join(map(str, value))}]" if isinstance(value, list) else str(value)
+
+
+@dataclass
+class ListTask:
+    """
+    Functions on one or two lists of integers, or a list and an integer, as strings: `[1 -3 2] 2` to `[1 -3]`. A program is
+    1 to `max_size` statements, each with the value before it among its arguments.
+
+    Args:
+        num_pairs (`int`, defaults to 4): Pairs per task, at least 2.
+        max_length (`int`, defaults to 64): Longest text of the inputs together and of an output, at least 16.
+        max_size (`int`, defaults to 4): Statements of a program at most.
+        max_items (`int`, defaults to 6): Longest list of an input.
+        max_value (`int`, defaults to 50): Largest absolute value of an output; inputs hold values to a fifth of it.
+        output_step (`int`, defaults to 8): See [`StringProcessor`].
+        split (`str`, defaults to `"train"`): `"train"`, `"validation"` or `"test"`; their programs are disjoint.
+
+    Raises:
+        `ValueError`: bad arguments.
+    """
+
+    num_pairs: int = 4
+    max_length: int = 64
+    max_size: int = 4
+    max_items: int = 6
+    max_value: int = 50
+    output_step: int = 8
+    split: str = "train"
+
+    def __post_init__(self):
+        require_integer("num_pairs", self.num_pairs, 2)
+        require_integer("max_length", self.max_length, 16, 255)
+        require_integer("max_size", self.max_size, 1)
+        require_integer("max_items", self.max_items, 1)
+        require_integer("max_value", self.max_value, 5)
+        check_split(self.split)
+        largest = self.max_value // 5
+        self._items = range(-largest, largest + 1)
+        self.processor = StringProcessor(self.max_length, alphabet=ALPHABET, output_step=self.output_step)
+
+    def sample(self, num_tasks: int, rng: np.random.Generator) -> dict[str, Any]:
+        """Draws `num_tasks` tasks: grids `(num_tasks, num_pairs, 1, cols)` uint8, their shapes, and `program` (list)."""
+        dice = random.Random(int(rng.integers(2**63)))
+        return encode_tasks([self.draw(dice) for _ in range(num_tasks)], self.processor)
+
+    def draw(self, dice: random.Random) -> tuple[Program, list[str], list[str]]:
+        """One task: its program, inputs and outputs."""
+        for attempt in itertools.count():
+            if attempt % PATIENCE == 0:
+                size = 1 + int(dice.random() * self.max_size)
+            kinds = ("l", "l", "ll", "li")[int(dice.random() * 4)]
+            program = self._draw_program(dice, kinds, size)
+            if program is None or split_of(program) != self.split:
+                continue
+            for _ in range(3):
+                drawn = [[self._draw_value(dice, kind) for kind in kinds] for _ in range(self.num_pairs)]
+                if not (outputs := self._outputs(program, drawn)):
+                    continue
+                inputs = [" ".join(map(write_value, values)) for values in drawn]
+                if outputs != inputs and max(map(len, inputs)) <= self.max_length:
+                    return program, inputs, outputs
+        raise AssertionError("unreachable")
+
+    def _draw_value(self, dice: random.Random, kind: str) -> Value:
+        if kind == "i":
+            return int(dice.random() * 4)
+        return dice.choices(self._items, k=1 + int(dice.random() * self.max_items))
+
+    def _draw_program(self, dice: random.Random, kinds: str, size: int) -> Program | None:
+        """A program whose statements each read the value before; `None` where it leaves an input unused."""
+        types, program, draw = kinds, [], dice.random
+        latest = kinds.index("l")
+        for _ in range(size):
+            names = READERS[types[latest]]
+            name = names[int(draw() * len(names))]
+            wanted = FUNCTIONS[name][0]
+            slots = [slot for slot, kind in enumerate(wanted) if kind == types[latest]]
+            slot = slots[int(draw() * len(slots))]
+            arguments = [
+                latest if index == slot else self._draw_argument(dice, kind, types)
+                for index, kind in enumerate(wanted)
+            ]
+            if None in arguments:
+                return None
+            program.append((name, *arguments))
+            types, latest = types + ("i" if name in SCALARS else "l"), len(types)
+        used = {argument for _, *arguments in program for argument in arguments}
+        return tuple(program) if used >= set(range(len(kinds))) else None
+
+    @staticmethod
+    def _draw_argument(dice: random.Random, kind: str, types: str) -> int | str | None:
+        choices = TABLES.get(kind) or [place for place, type_ in enumerate(types) if type_ == kind]
+        return choices[int(dice.random() * len(choices))] if choices else None
+
+    def _outputs(self, program: Program, drawn: list[list[Value]]) -> list[str]:
+        """Outputs of a program where they are defined, small and not all the same; else nothing."""
+        values: list[Value] = []
+        try:
+            for inputs in drawn:
+                value = run_program(program, inputs)
+                items = value if isinstance(value, list) else [value]
+                if items and (max(items) > self.max_value or min(items) < -self.max_value):
+                    return []
+                values.append(value)
+        except (IndexError, ValueError):
+            return []
+        outputs = list(map(write_value, values))
+        return outputs if len(set(outputs)) > 1 and max(map(len, outputs)) <= self.max_length else []
+
+
+__all__ = ["ALPHABET", "FUNCTIONS", "ListTask", "run_program", "write_value"]

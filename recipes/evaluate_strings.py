@@ -1,0 +1,173 @@
+"""Evaluates a Latent Program Network on tasks of strings, beside three baselines.
+
+    python recipes/evaluate_strings.py --model_name_or_path outputs/strings --tasks string robustfill_NONE.jsonl
+
+`tasks` are generators with strings (their test split) and files or folders that `load_string_tasks` reads. The output folder
+gets one JSON file for each: accuracy at every search budget and for every number of examples, the mean latent being budget
+0; the baselines `nearest_pair` (copies the output of the most similar input) and `enumeration` (the smallest program of the
+space of `tasks/strings.py`, with the time per task that the largest search budget took, or `--seconds`). A task that the
+model cannot read counts as wrong. `--calibrate true` fits how probably an answer is right on validation tasks of the first
+generator and writes `calibration.json` into the folder of the model.
+"""
+
+import dataclasses
+import math
+import random
+import time
+from pathlib import Path
+
+from transformers import AutoModel, AutoProcessor
+
+from modeling_lpn import SearchConfig, TaskStream, evaluate_tasks
+from modeling_lpn.arguments import given, option, parse_recipe
+from modeling_lpn.runs import load_pretrained, refuse_existing, run_recipe, use_cpu_cores, write_results
+from modeling_lpn.tasks.arguments import SearchArguments, TaskArguments, make_task
+from modeling_lpn.tasks.enumeration import answer_by_enumeration, is_ambiguous, nearest_pair
+from modeling_lpn.tasks.fill import Calibration, answer_task
+from modeling_lpn.tasks.generators import TASK_GENERATORS
+from modeling_lpn.tasks.metrics import compute_arc_scores
+from modeling_lpn.tasks.stream import tasks_from_stream
+from modeling_lpn.tasks.string_sources import load_string_tasks
+
+
+@dataclasses.dataclass
+class EvaluationArguments:
+    model_name_or_path: str = option(dataclasses.MISSING, "Folder or Hub name of the model.")
+    tasks: list[str] = option(["string"], "Generators with strings, files, folders.")
+    num_tasks: int = option(200, "The first so many tasks of each.")
+    num_examples: list[int] = option([3], "Demonstrations of a task; the largest number is used for the baselines.")
+    budgets: list[int] = option([0, 1, 5, 20, 100], "Gradient steps, or samples of a random search.")
+    output_dir: str = option("outputs/strings/evaluation", "Where the results go.")
+    batch_size: int = option(32, "Tasks solved at a time.")
+    seed: int = option(1_000_000, "Seed of generated tasks and of the search.")
+    seconds: float | None = option(None, "Time limit of the enumeration; that of the largest budget if not given.")
+    max_size: int = option(4, "Operations of an enumerated program.")
+    num_ambiguity_tasks: int = option(0, "Generated tasks to look for other programs of the same size on.")
+    calibrate: bool = option(False, "Fit calibration.json of the model (a local folder) on validation tasks.")
+    num_calibration_tasks: int = option(400, "Half to fit, half to check.")
+    overwrite: bool = option(False, "Replace the results of an earlier evaluation in output_dir.")
+    num_threads: int | None = option(None, "CPU threads; all cores if not given.")
+
+
+def read_tasks(source: str, args, task_args, num_examples: int, split: str = "test") -> list[dict]:
+    if source not in TASK_GENERATORS:
+        return load_string_tasks(source)[: args.num_tasks]
+    task = make_task(source, task_args, num_pairs=max(args.num_examples) + 1, split=split)
+    if not hasattr(task, "processor"):
+        raise ValueError(f"generator {source!r} has no strings; evaluate it with recipes/evaluate_lpn.py")
+    count = args.num_tasks if split == "test" else args.num_calibration_tasks
+    rows = tasks_from_stream(TaskStream(task, count, args.seed), count)
+    return [{**row, "train": row["train"][:num_examples]} for row in rows]
+
+
+def score(answers: dict, tasks: list[dict], seconds: float) -> dict:
+    scores = compute_arc_scores(
+        answers, {task["task_id"]: [pair["output"] for pair in task["test"]] for task in tasks}
+    )
+    names = {f"top_{k}_accuracy": f"top_{k}_strict_task_accuracy" for k in (1, 2)}
+    return {**{name: scores[old] for name, old in names.items()}, "seconds_per_task": seconds / len(tasks)}
+
+
+def evaluate_baselines(args, tasks: list[dict], seconds: float) -> dict:
+    baselines = {
+        "nearest_pair": nearest_pair,
+        "enumeration": lambda task: answer_by_enumeration(task, args.max_size, seconds),
+    }
+    found = {"enumeration_seconds": seconds}
+    for name, answer in baselines.items():
+        start = time.perf_counter()
+        answers = {task["task_id"]: [[*attempts] for attempts in answer(task)] for task in tasks}
+        found[name] = score(answers, tasks, time.perf_counter() - start)
+    return found
+
+
+def evaluate_latent(args, model, processor, tasks: list[dict], search: SearchConfig) -> tuple[list[dict], dict]:
+    rows = []
+    for budget in args.budgets:  # one by one, for the time of each
+        output = evaluate_tasks(model, processor, tasks, search, [budget], args.batch_size, args.seed)
+        (result,) = output.results
+        rows.append({"budget": budget, **score(result.predictions, tasks, output.seconds["total"])})
+        rows[-1]["log_prob"] = result.log_prob if math.isfinite(result.log_prob) else None
+    return rows, output.errors
+
+
+def ambiguity(args, task_args) -> dict:
+    """How many generated tasks have another program of the same size with another output for the test input."""
+    task = make_task("string", task_args, num_pairs=max(args.num_examples) + 1, split="test")
+    dice, num_tasks = random.Random(args.seed), args.num_ambiguity_tasks
+    count = sum(is_ambiguous(*task.draw(dice)) for _ in range(num_tasks))
+    return {"num_tasks": num_tasks, "num_examples": max(args.num_examples), "share_ambiguous": count / num_tasks}
+
+
+def calibrate(args, task_args, model, processor, search: SearchConfig) -> Calibration:
+    source = next(name for name in args.tasks if name in TASK_GENERATORS)
+    scores, right = [], []
+    for task in read_tasks(source, args, task_args, max(args.num_examples), "validation"):
+        answers, _ = answer_task(model, processor, task, search, num_candidates=1, seed=args.seed)
+        scores.append(answers[0][0].scores)
+        right.append(answers[0][0].text == task["test"][0]["output"])
+    half = len(right) // 2
+    fitted = Calibration.fit(scores[:half], right[:half])
+    fitted.measured = {
+        "tasks": source,
+        "split": "validation",
+        "fitted_on": half,
+        **fitted.check(scores[half:], right[half:]),
+    }
+    fitted.save(args.model_name_or_path)
+    return fitted
+
+
+def check(args) -> list[Path]:
+    files = [Path(args.output_dir, f"{Path(source).stem}.json") for source in args.tasks]
+    for file in files:
+        refuse_existing(file, args.overwrite)
+    if args.calibrate and not (
+        Path(args.model_name_or_path, "config.json").is_file() and set(args.tasks) & set(TASK_GENERATORS)
+    ):
+        raise ValueError(
+            "`calibrate` needs a model in a local folder and a generator among `tasks`; leave it out or give both"
+        )
+    return files
+
+
+def main():
+    args, task_args, search_args = parse_recipe([EvaluationArguments, TaskArguments, SearchArguments])
+    files = check(args)
+    use_cpu_cores(args.num_threads)
+    model = load_pretrained(AutoModel.from_pretrained, args.model_name_or_path).eval()
+    processor = AutoProcessor.from_pretrained(args.model_name_or_path)
+    search = SearchConfig.of(model.config.search).override(**given(search_args, "search_"))
+    Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+    extra = {"ambiguity": ambiguity(args, task_args)} if args.num_ambiguity_tasks else {}
+    if args.calibrate:
+        extra["calibration"] = dataclasses.asdict(calibrate(args, task_args, model, processor, search))
+    for source, file in zip(args.tasks, files, strict=True):
+        generated = source in TASK_GENERATORS
+        results = {}
+        for count in args.num_examples if generated else args.num_examples[-1:]:
+            tasks = read_tasks(source, args, task_args, count)
+            rows, errors = evaluate_latent(args, model, processor, tasks, search)
+            results[f"{count}_examples" if generated else "all_examples"] = rows
+        baselines = evaluate_baselines(args, tasks, args.seconds or rows[-1]["seconds_per_task"])
+        write_results(
+            file,
+            args.seed,
+            arguments={**vars(args), **given(task_args)},
+            search=dataclasses.asdict(search),
+            num_parameters=model.num_parameters(),
+            num_tasks=len(tasks),
+            num_unreadable=len(errors),
+            results=results,
+            baselines=baselines,
+            **(extra if generated else {}),
+        )
+        print(f"{source}: {len(tasks)} tasks, {len(errors)} of them unreadable for the model")
+        for name, rows in results.items():
+            print(f"  {name}: " + ", ".join(f"{100 * row['top_1_accuracy']:.1f} % at {row['budget']}" for row in rows))
+        for name in ("nearest_pair", "enumeration"):
+            print(f"  {name}: {100 * baselines[name]['top_1_accuracy']:.1f} %")
+
+
+if __name__ == "__main__":
+    run_recipe(main)

@@ -1,0 +1,45 @@
+"""One engine for work on batches."""
+
+import pytest
+import torch
+
+from modeling_lpn.batching import evaluating, map_batches
+
+
+def test_a_batch_that_does_not_fit_is_halved():
+    seen = []
+
+    def work(items):
+        seen.append(list(items))
+        if len(items) > 2:
+            raise torch.OutOfMemoryError
+        return [item * 10 for item in items]
+
+    assert map_batches(work, [1, 2, 3, 4, 5], lambda item: item, batch_size=4) == [10, 20, 30, 40, 50]
+    assert seen == [[5, 4, 3, 2], [5, 4], [3, 2], [1]]
+    with pytest.raises(torch.OutOfMemoryError):
+        map_batches(lambda items: work(items * 3), [1], lambda item: item, batch_size=4)
+
+
+def test_an_item_that_fails_spoils_no_other():
+    def work(items):
+        if 3 in items:
+            raise ValueError("three")
+        return [item * 10 for item in items]
+
+    def failed(item, error):
+        return f"{item}: {error}"
+
+    results = map_batches(work, [1, 3, 2], lambda item: item, batch_size=3, failed=failed)
+    assert results == [10, "3: three", 20]  # in the order of the items, whatever their sizes
+    with pytest.raises(ValueError, match="three"):
+        map_batches(work, [1, 3, 2], lambda item: item, batch_size=3)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_model_is_evaluated_and_left_as_it_was(training):
+    model = torch.nn.Linear(2, 2).train(training)
+    with pytest.raises(RuntimeError, match="half-way"), evaluating(model) as inner:
+        assert inner is model and not model.training and not model(torch.ones(2)).requires_grad
+        raise RuntimeError("half-way")
+    assert model.training is training and torch.is_grad_enabled()
