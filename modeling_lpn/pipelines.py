@@ -13,6 +13,7 @@ from .lpn.processing_lpn import LPNProcessor, StringProcessor
 from .runs import load_pretrained
 
 
+HOLE = "<FILL_ME>"
 # The family of a `model_type`; "codegen" is what CodeGen2's released checkpoints say.
 FAMILIES = {"lpn": "program-induction", "codegen2": "code-infilling", "codegen": "code-infilling"}
 
@@ -73,6 +74,18 @@ def load_pipeline(name: str | os.PathLike, task: str | None = None, **kwargs) ->
         raise ValueError(f"{name!r} cannot be loaded: {_first_line(error)}") from error
 
 
+def split_at_holes(text: str, hole: str = HOLE) -> list[str]:
+    """
+    The texts before, between and after the holes.
+
+    Raises `ValueError` where there is no hole.
+    """
+    pieces = text.split(hole) if hole else [text]
+    if len(pieces) < 2:
+        raise ValueError(f"the text has no hole; write {hole or HOLE} where code is missing")
+    return pieces
+
+
 def _model_type(name: str) -> str:
     try:
         config, _ = load_pretrained(PreTrainedConfig.get_config_dict, name)
@@ -106,4 +119,4 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-__all__ = ["load_pipeline", "model_task"]
+__all__ = ["HOLE", "load_pipeline", "model_task", "split_at_holes"]

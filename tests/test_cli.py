@@ -110,9 +110,21 @@ def test_infill(command, folders, monkeypatch):
     assert command("infill", "-", "--model", "code", "--hole", "a, <FILL_ME>", "--max_new_tokens", 1)[0] == 0
 
 
+def test_publish_shows_what_it_would_do(command, monkeypatch):
+    monkeypatch.setattr("modeling_lpn.hub.verify", lambda folder: None)  # two processes, tested with the recipe
+    status, text, _ = command("publish", "lpn", "me/small", "--dry_run", "--license", "mit")
+    assert status == 0 and "  model.safetensors\n" in text and "license: mit" in text
+    assert text.endswith("nothing was uploaded\n")
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
+        ("publish lpn me/small --public", "a public model says what others may do with it; give --license"),
+        ("publish lpn not//valid --dry_run", "not//valid"),
+        ("publish missing me/small --dry_run", "missing"),
+        ("demo", "the demo has no model"),
+        ("demo task.json", "'task.json' has no config.json with a `model_type`"),
         ("", "the following arguments are required: command"),
         ("solv", "invalid choice: 'solv'"),
         ("solve task.json", "the following arguments are required: --model"),
@@ -135,7 +147,7 @@ def test_a_mistake_is_one_line_and_status_2(command, arguments, message):
 
 
 def test_help_shows_an_example(command):
-    for name in ("solve", "infill"):
+    for name in ("solve", "infill", "publish", "demo"):
         status, text, _ = command(name, "--help")
         assert status == 0 and f"example:\n  modeling-lpn {name} " in text
 
