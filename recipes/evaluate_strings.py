@@ -2,7 +2,7 @@
 
     python recipes/evaluate_strings.py --model_name_or_path outputs/strings --tasks string robustfill_NONE.jsonl
 
-`tasks` are generators with strings (their test split) and files or folders that `load_string_tasks` reads. The output folder
+`tasks` are generators with strings and files or folders that `load_string_tasks` reads. The output folder
 gets one JSON file for each: accuracy at every search budget and for every number of examples, the mean latent being budget
 0; the baselines `nearest_pair` (copies the output of the most similar input) and `enumeration` (the smallest program of the
 space of `tasks/strings.py`, with the time per task that the largest search budget took, or `--seconds`). A task that the
@@ -34,6 +34,7 @@ from modeling_lpn.tasks.string_sources import load_string_tasks
 class EvaluationArguments:
     model_name_or_path: str = option(dataclasses.MISSING, "Folder or Hub name of the model.")
     tasks: list[str] = option(["string"], "Generators with strings, files, folders.")
+    split: str = option("test", "Programs of the generators: test (unseen) or train (seen, with other inputs).")
     num_tasks: int = option(200, "The first so many tasks of each.")
     num_examples: list[int] = option([3], "Demonstrations of a task; the largest number is used for the baselines.")
     budgets: list[int] = option([0, 1, 5, 20, 100], "Gradient steps, or samples of a random search.")
@@ -49,13 +50,13 @@ class EvaluationArguments:
     num_threads: int | None = option(None, "CPU threads; all cores if not given.")
 
 
-def read_tasks(source: str, args, task_args, num_examples: int, split: str = "test") -> list[dict]:
+def read_tasks(source: str, args, task_args, num_examples: int, split: str) -> list[dict]:
     if source not in TASK_GENERATORS:
         return load_string_tasks(source)[: args.num_tasks]
     task = make_task(source, task_args, num_pairs=max(args.num_examples) + 1, split=split)
     if not hasattr(task, "processor"):
         raise ValueError(f"generator {source!r} has no strings; evaluate it with recipes/evaluate_lpn.py")
-    count = args.num_tasks if split == "test" else args.num_calibration_tasks
+    count = args.num_tasks if split == args.split else args.num_calibration_tasks
     rows = tasks_from_stream(TaskStream(task, count, args.seed), count)
     return [{**row, "train": row["train"][:num_examples]} for row in rows]
 
@@ -93,7 +94,7 @@ def evaluate_latent(args, model, processor, tasks: list[dict], search: SearchCon
 
 def ambiguity(args, task_args) -> dict:
     """How many generated tasks have another program of the same size with another output for the test input."""
-    task = make_task("string", task_args, num_pairs=max(args.num_examples) + 1, split="test")
+    task = make_task("string", task_args, num_pairs=max(args.num_examples) + 1, split=args.split)
     dice, num_tasks = random.Random(args.seed), args.num_ambiguity_tasks
     count = sum(is_ambiguous(*task.draw(dice)) for _ in range(num_tasks))
     return {"num_tasks": num_tasks, "num_examples": max(args.num_examples), "share_ambiguous": count / num_tasks}
@@ -120,6 +121,8 @@ def calibrate(args, task_args, model, processor, search: SearchConfig) -> Calibr
 
 def check(args) -> list[Path]:
     files = [Path(args.output_dir, f"{Path(source).stem}.json") for source in args.tasks]
+    if args.split not in ("train", "test"):
+        raise ValueError(f"`split` is {args.split!r}; give test or train (validation tasks are for calibration)")
     for file in files:
         refuse_existing(file, args.overwrite)
     if args.calibrate and not (
@@ -146,7 +149,7 @@ def main():
         generated = source in TASK_GENERATORS
         results = {}
         for count in args.num_examples if generated else args.num_examples[-1:]:
-            tasks = read_tasks(source, args, task_args, count)
+            tasks = read_tasks(source, args, task_args, count, args.split)
             rows, errors = evaluate_latent(args, model, processor, tasks, search)
             results[f"{count}_examples" if generated else "all_examples"] = rows
         baselines = evaluate_baselines(args, tasks, args.seconds or rows[-1]["seconds_per_task"])

@@ -317,7 +317,7 @@ TINY_STRINGS = {
     **{name: value for name, value in TINY.items() if not name.startswith(("task_", "max_rows", "max_cols"))},
     "task": "string",
     "task_max_length": 16,
-    "task_max_size": 1,
+    "task_max_size": 2,
     "task_output_step": 4,
     "vocab_size": 96,
     "max_rows": 1,
