@@ -144,7 +144,7 @@ def main():
     if args.overwrite:
         remove_checkpoints(args)
     result = trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # it is pushed when its record is there
     trainer.save_state()
     if args.should_save:
         write_results(
@@ -157,6 +157,8 @@ def main():
             ended_by_time_budget=budget.ended,
         )
         print(f"evaluate it: accelerate launch recipes/evaluate_lpn.py --model_name_or_path {args.output_dir}")
+    if args.push_to_hub:
+        trainer.push_to_hub()
     end_together(trainer.accelerator)
 
 

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "modeling_lpn"
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
 SCRIPTS = Path(__file__).parent.parent / "datasets_scripts"
 FAMILIES = {"lpn", "codegen2"}
-SHARED = {"hub", "arguments", "runs", "batching", "optional", "cpu"}
+SHARED = {"hub", "cards", "reload", "arguments", "runs", "batching", "optional", "cpu"}
 # What a folder, or a file above the folders, may import of the package beside its own siblings.
 MAY_IMPORT = {
     "lpn": set(),
@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "cpu": set(),
     "tasks": {"lpn"} | SHARED,
     "code": {"codegen2", "sandbox"} | SHARED,
-    **dict.fromkeys(("hub", "arguments", "runs", "batching"), FAMILIES | SHARED),
+    **dict.fromkeys(("hub", "cards", "reload", "arguments", "runs", "batching"), FAMILIES | SHARED),
     "pipelines": FAMILIES | {"code", "runs"},
     "cli": FAMILIES | SHARED | {"tasks", "code", "pipelines"},
 }
