@@ -60,7 +60,7 @@ PROCESSORS = (
     ),
     *("vocab.json", "merges.txt", "chat_template.jinja"),
 )
-RECORDS = ("run.json", "card.yaml", "results/*.json", "LICENSE", "pictures/*.png")
+RECORDS = ("run.json", "card.yaml", "calibration.json", "results/*.json", "LICENSE", "pictures/*.png")
 PUBLISHED = (*WEIGHTS, *CONFIGS, *PROCESSORS, *RECORDS, "*_*.py", "README.md", ".eval_results/*.yaml")
 DATASET_FILES = ("README.md", "LICENSE", "manifest.json", "*.parquet", "*/*.parquet")
 
@@ -288,7 +288,7 @@ def _copy_records(source: Path, built: Path, results: list[Path]) -> None:
         record = _without_folders(read_file(path))
         (built / name).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     read_evaluations(built)
-    for path in [source / "LICENSE", *sorted(source.glob("pictures/*.png"))]:
+    for path in [source / "LICENSE", source / "calibration.json", *sorted(source.glob("pictures/*.png"))]:
         if path.is_file():
             (built / path.relative_to(source)).parent.mkdir(exist_ok=True)
             _copy(path, built / path.relative_to(source))

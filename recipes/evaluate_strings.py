@@ -2,27 +2,27 @@
 
     python recipes/evaluate_strings.py --model_name_or_path outputs/strings --tasks string robustfill_NONE.jsonl
 
-`tasks` are generators with strings (their test split) and files or folders that `load_string_tasks` reads. The output folder
-gets one JSON file for each: accuracy at every search budget and for every number of examples, the mean latent being budget
-0; the baselines `nearest_pair` (copies the output of the most similar input) and `enumeration` (the smallest program of the
-space of `tasks/strings.py`, with the time per task that the largest search budget took, or `--seconds`). A task that the
+`tasks` are generators with strings and files or folders that `load_string_tasks` reads. The output folder
+gets one JSON file for each: accuracy at every search budget (the mean latent is budget 0) with the largest number of
+examples, and for every number of them (`results_by_num_examples`); the baselines `nearest_pair` (copies the output of the most similar input) and `enumeration` (the smallest program of the
+space of `tasks/strings.py`, with the time per task that the search took, or `--seconds`). A task that the
 model cannot read counts as wrong. `--calibrate true` fits how probably an answer is right on validation tasks of the first
 generator and writes `calibration.json` into the folder of the model.
 """
 
 import dataclasses
-import math
 import random
 import time
 from pathlib import Path
 
 from transformers import AutoModel, AutoProcessor
 
-from modeling_lpn import SearchConfig, TaskStream, evaluate_tasks
+from modeling_lpn import SearchConfig, TaskStream
 from modeling_lpn.arguments import given, option, parse_recipe
 from modeling_lpn.runs import load_pretrained, refuse_existing, run_recipe, use_cpu_cores, write_results
 from modeling_lpn.tasks.arguments import SearchArguments, TaskArguments, make_task
 from modeling_lpn.tasks.enumeration import answer_by_enumeration, is_ambiguous, nearest_pair
+from modeling_lpn.tasks.evaluation import BudgetResult, EvaluationOutput, evaluate_tasks
 from modeling_lpn.tasks.fill import Calibration, answer_task
 from modeling_lpn.tasks.generators import TASK_GENERATORS
 from modeling_lpn.tasks.metrics import compute_arc_scores
@@ -34,13 +34,16 @@ from modeling_lpn.tasks.string_sources import load_string_tasks
 class EvaluationArguments:
     model_name_or_path: str = option(dataclasses.MISSING, "Folder or Hub name of the model.")
     tasks: list[str] = option(["string"], "Generators with strings, files, folders.")
+    split: str = option("test", "Programs of the generators: test (unseen) or train (seen, with other inputs).")
     num_tasks: int = option(200, "The first so many tasks of each.")
-    num_examples: list[int] = option([3], "Demonstrations of a task; the largest number is used for the baselines.")
+    num_examples: list[int] = option([3], "Demonstrations of a generated task; baselines get the largest number.")
     budgets: list[int] = option([0, 1, 5, 20, 100], "Gradient steps, or samples of a random search.")
     output_dir: str = option("outputs/strings/evaluation", "Where the results go.")
     batch_size: int = option(32, "Tasks solved at a time.")
     seed: int = option(1_000_000, "Seed of generated tasks and of the search.")
-    seconds: float | None = option(None, "Time limit of the enumeration; that of the largest budget if not given.")
+    seconds: float | None = option(
+        None, "Time limit of the enumeration for a task; the time that the model took if not given."
+    )
     max_size: int = option(4, "Operations of an enumerated program.")
     num_ambiguity_tasks: int = option(0, "Generated tasks to look for other programs of the same size on.")
     calibrate: bool = option(False, "Fit calibration.json of the model (a local folder) on validation tasks.")
@@ -49,23 +52,19 @@ class EvaluationArguments:
     num_threads: int | None = option(None, "CPU threads; all cores if not given.")
 
 
-def read_tasks(source: str, args, task_args, num_examples: int, split: str = "test") -> list[dict]:
+def read_tasks(source: str, args, task_args, num_examples: int, split: str) -> list[dict]:
     if source not in TASK_GENERATORS:
         return load_string_tasks(source)[: args.num_tasks]
     task = make_task(source, task_args, num_pairs=max(args.num_examples) + 1, split=split)
     if not hasattr(task, "processor"):
         raise ValueError(f"generator {source!r} has no strings; evaluate it with recipes/evaluate_lpn.py")
-    count = args.num_tasks if split == "test" else args.num_calibration_tasks
+    count = args.num_tasks if split == args.split else args.num_calibration_tasks
     rows = tasks_from_stream(TaskStream(task, count, args.seed), count)
     return [{**row, "train": row["train"][:num_examples]} for row in rows]
 
 
-def score(answers: dict, tasks: list[dict], seconds: float) -> dict:
-    scores = compute_arc_scores(
-        answers, {task["task_id"]: [pair["output"] for pair in task["test"]] for task in tasks}
-    )
-    names = {f"top_{k}_accuracy": f"top_{k}_strict_task_accuracy" for k in (1, 2)}
-    return {**{name: scores[old] for name, old in names.items()}, "seconds_per_task": seconds / len(tasks)}
+def score(answers: dict, tasks: list[dict]) -> dict:
+    return compute_arc_scores(answers, {task["task_id"]: [pair["output"] for pair in task["test"]] for task in tasks})
 
 
 def evaluate_baselines(args, tasks: list[dict], seconds: float) -> dict:
@@ -77,23 +76,31 @@ def evaluate_baselines(args, tasks: list[dict], seconds: float) -> dict:
     for name, answer in baselines.items():
         start = time.perf_counter()
         answers = {task["task_id"]: [[*attempts] for attempts in answer(task)] for task in tasks}
-        found[name] = score(answers, tasks, time.perf_counter() - start)
+        found[name] = {
+            "scores": score(answers, tasks),
+            "seconds_per_task": (time.perf_counter() - start) / len(tasks),
+        }
     return found
 
 
-def evaluate_latent(args, model, processor, tasks: list[dict], search: SearchConfig) -> tuple[list[dict], dict]:
-    rows = []
-    for budget in args.budgets:  # one by one, for the time of each
-        output = evaluate_tasks(model, processor, tasks, search, [budget], args.batch_size, args.seed)
-        (result,) = output.results
-        rows.append({"budget": budget, **score(result.predictions, tasks, output.seconds["total"])})
-        rows[-1]["log_prob"] = result.log_prob if math.isfinite(result.log_prob) else None
-    return rows, output.errors
+def evaluate_latent(args, model, processor, tasks: list[dict], search: SearchConfig) -> EvaluationOutput:
+    """As [`evaluate_tasks`]; where no task at all can be read, every one of them is an error."""
+    try:
+        return evaluate_tasks(model, processor, tasks, search, args.budgets, args.batch_size, args.seed)
+    except RuntimeError as error:
+        wrong = score({}, tasks)
+        results = [BudgetResult(budget, {}, wrong, 0.0, float("nan")) for budget in args.budgets]
+        return EvaluationOutput(results, {task["task_id"]: str(error) for task in tasks}, {}, 0, {"total": 0.0})
+
+
+def summarise(output: EvaluationOutput) -> list[dict]:
+    names = ("budget", "scores", "num_evaluations", "log_prob")
+    return [{name: getattr(result, name) for name in names} for result in output.results]
 
 
 def ambiguity(args, task_args) -> dict:
     """How many generated tasks have another program of the same size with another output for the test input."""
-    task = make_task("string", task_args, num_pairs=max(args.num_examples) + 1, split="test")
+    task = make_task("string", task_args, num_pairs=max(args.num_examples) + 1, split=args.split)
     dice, num_tasks = random.Random(args.seed), args.num_ambiguity_tasks
     count = sum(is_ambiguous(*task.draw(dice)) for _ in range(num_tasks))
     return {"num_tasks": num_tasks, "num_examples": max(args.num_examples), "share_ambiguous": count / num_tasks}
@@ -120,6 +127,8 @@ def calibrate(args, task_args, model, processor, search: SearchConfig) -> Calibr
 
 def check(args) -> list[Path]:
     files = [Path(args.output_dir, f"{Path(source).stem}.json") for source in args.tasks]
+    if args.split not in ("train", "test"):
+        raise ValueError(f"`split` is {args.split!r}; give test or train (validation tasks are for calibration)")
     for file in files:
         refuse_existing(file, args.overwrite)
     if args.calibrate and not (
@@ -129,6 +138,10 @@ def check(args) -> list[Path]:
             "`calibrate` needs a model in a local folder and a generator among `tasks`; leave it out or give both"
         )
     return files
+
+
+def percent(row: dict) -> str:
+    return f"{100 * row['scores']['top_1_strict_task_accuracy']:.1f} %"
 
 
 def main():
@@ -145,28 +158,30 @@ def main():
     for source, file in zip(args.tasks, files, strict=True):
         generated = source in TASK_GENERATORS
         results = {}
-        for count in args.num_examples if generated else args.num_examples[-1:]:
-            tasks = read_tasks(source, args, task_args, count)
-            rows, errors = evaluate_latent(args, model, processor, tasks, search)
-            results[f"{count}_examples" if generated else "all_examples"] = rows
-        baselines = evaluate_baselines(args, tasks, args.seconds or rows[-1]["seconds_per_task"])
+        for count in sorted(args.num_examples) if generated else [0]:
+            tasks = read_tasks(source, args, task_args, count, args.split)
+            output = evaluate_latent(args, model, processor, tasks, search)
+            results[count if generated else "all"] = rows = summarise(output)
+        baselines = evaluate_baselines(args, tasks, args.seconds or output.seconds["total"] / len(tasks) or 1.0)
         write_results(
             file,
             args.seed,
-            arguments={**vars(args), **given(task_args)},
+            arguments={**vars(args), "tasks": source, **given(task_args)},
             search=dataclasses.asdict(search),
             num_parameters=model.num_parameters(),
             num_tasks=len(tasks),
-            num_unreadable=len(errors),
-            results=results,
+            errors=output.errors,
+            seconds=output.seconds,
+            results=rows,
+            results_by_num_examples=results,
             baselines=baselines,
             **(extra if generated else {}),
         )
-        print(f"{source}: {len(tasks)} tasks, {len(errors)} of them unreadable for the model")
+        print(f"{source}: {len(tasks)} tasks, {len(output.errors)} of them unreadable for the model")
         for name, rows in results.items():
-            print(f"  {name}: " + ", ".join(f"{100 * row['top_1_accuracy']:.1f} % at {row['budget']}" for row in rows))
+            print(f"  {name} examples: " + ", ".join(f"{percent(row)} at {row['budget']}" for row in rows))
         for name in ("nearest_pair", "enumeration"):
-            print(f"  {name}: {100 * baselines[name]['top_1_accuracy']:.1f} %")
+            print(f"  {name}: {percent(baselines[name])}")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from transformers import AutoModel, AutoProcessor
 
 from modeling_lpn import LPNConfig, LPNModel, PatternTask, SearchConfig, TaskStream
 from modeling_lpn.arguments import given, parse_recipe
+from modeling_lpn.hub import assemble
 from modeling_lpn.tasks.arc import save_tasks
 from modeling_lpn.tasks.arguments import make_task
 from modeling_lpn.tasks.metrics import validate_submission
@@ -338,7 +339,7 @@ TINY_STRINGS = {
     **{name: value for name, value in TINY.items() if not name.startswith(("task_", "max_rows", "max_cols"))},
     "task": "string",
     "task_max_length": 16,
-    "task_max_size": 1,
+    "task_max_size": 2,
     "task_output_step": 4,
     "vocab_size": 96,
     "max_rows": 1,
@@ -366,12 +367,15 @@ def test_strings_from_training_to_scores(tmp_path, monkeypatch, capsys):
     strings = load_recipe("evaluate_strings")
     call(strings, monkeypatch, *flags(settings, model_name_or_path=model, output_dir=tmp_path / "out"))
     generated, read = (json.loads((tmp_path / "out" / f"{name}.json").read_text()) for name in ("string", "some"))
-    assert [len(generated["results"][f"{k}_examples"]) for k in (1, 3)] == [2, 2]
-    assert (
-        generated["baselines"]["enumeration"]["top_1_accuracy"] >= 0
-        and 0 <= generated["ambiguity"]["share_ambiguous"] <= 1
-    )
-    assert read["num_tasks"] == 2 and read["num_unreadable"] == 1
+    by_number = generated["results_by_num_examples"]
+    assert [len(by_number[count]) for count in ("1", "3")] == [2, 2] and generated["results"] == by_number["3"]
+    assert generated["arguments"]["tasks"] == "string" and 0 <= generated["ambiguity"]["share_ambiguous"] <= 1
+    assert set(generated["baselines"]) == {"enumeration", "enumeration_seconds", "nearest_pair"}
+    assert read["num_tasks"] == 2 and list(read["errors"]) == ["some_0"]
+    assemble(model, tmp_path / "card", [tmp_path / "out" / "string.json"], license="apache-2.0")
+    assert (tmp_path / "card" / "calibration.json").is_file() and "`string`, 4 tasks" in (
+        tmp_path / "card" / "README.md"
+    ).read_text()
     assert json.loads((model / "calibration.json").read_text()) == generated["calibration"]
     assert "some.jsonl: 2 tasks, 1 of them unreadable" in capsys.readouterr().out
     with pytest.raises(ValueError, match="is a model of strings; evaluate it with recipes/evaluate_strings.py"):
