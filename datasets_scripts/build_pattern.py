@@ -9,7 +9,7 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from dataset_card import table, write_card
+from dataset_card import add_push_arguments, push, table, write_card
 
 from modeling_lpn.tasks.arc import save_tasks
 from modeling_lpn.tasks.generators import PatternTask
@@ -47,6 +47,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num_test", type=int, default=200, help="tasks of the test split, default 200")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, required=True, help="folder to write to")
+    add_push_arguments(parser)
     arguments = parser.parse_args(argv)
     for name in ("num_pairs", "num_queries", "num_train", "num_test"):
         if getattr(arguments, name) < 1:
@@ -94,6 +95,7 @@ def main(argv: list[str] | None = None) -> None:
         num_test=arguments.num_test,
     )
     write_card(arguments.output, "apache-2.0", {"default": {split: f"{split}.parquet" for split in splits}}, body)
+    push(arguments.output, arguments)
 
 
 if __name__ == "__main__":

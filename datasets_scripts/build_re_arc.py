@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from dataset_card import table, write_card
+from dataset_card import add_push_arguments, push, table, write_card
 
 from modeling_lpn.lpn.processing_lpn import validate_grid
 from modeling_lpn.tasks.pairs import read_pairs
@@ -51,6 +51,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="folder to write to")
     parser.add_argument("--validation_rows", type=int, default=20, help="last pairs of each task, default 20")
     parser.add_argument("--exclude", nargs="*", default=[], metavar="TASK_ID", help="tasks to leave out")
+    add_push_arguments(parser)
     arguments = parser.parse_args(argv)
     if not arguments.source.exists():
         parser.error(f"--source {arguments.source} does not exist; give a .zip, a folder or a .parquet file")
@@ -146,6 +147,7 @@ def main(argv: list[str] | None = None) -> None:
         source=arguments.source.name,
     )
     write_card(arguments.output, "mit", {"default": {name: f"{name}.parquet" for name in splits}}, body)
+    push(arguments.output, arguments)
 
 
 if __name__ == "__main__":

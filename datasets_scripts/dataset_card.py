@@ -1,5 +1,6 @@
 """Writes the dataset card (README.md) that the Hub shows and from which `datasets.load_dataset` finds the files."""
 
+import argparse
 from pathlib import Path
 
 
@@ -31,3 +32,21 @@ def table(header: list[str], rows: list[list[object]]) -> str:
     """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def add_push_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--push_to_hub` and `--public`, for [`push`]."""
+    parser.add_argument("--push_to_hub", metavar="USER/NAME", help="publish the folder as this data set, privately")
+    parser.add_argument("--public", action="store_true", help="publish it for everybody")
+
+
+def push(folder: Path, arguments: argparse.Namespace) -> None:
+    """Publishes a folder that was written, where `--push_to_hub` asks for it."""
+    if not arguments.push_to_hub:
+        return
+    from modeling_lpn.hub import publish_dataset  # takes seconds to import: only who publishes waits for it
+
+    try:
+        print(f"published: {publish_dataset(folder, arguments.push_to_hub, private=not arguments.public).url}")
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"{folder} is written, but not published: {error}") from error

@@ -3,17 +3,20 @@
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from transformers.utils import logging
 
-from .pipelines import load_pipeline
+from .lpn.processing_lpn import StringProcessor
+from .lpn.search_lpn import SearchConfig
+from .optional import require
+from .pipelines import HOLE, load_pipeline, split_at_holes
 from .runs import run_recipe
 from .tasks.arc import load_tasks
+from .tasks.fill import Calibration, fill_table
 from .tasks.metrics import make_submission
-
-
-HOLE = "<FILL_ME>"
+from .tasks.string_sources import read_table
 
 
 class _Parser(argparse.ArgumentParser):
@@ -40,6 +43,9 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="command", parser_class=_Parser)
     _add_solve(commands)
     _add_infill(commands)
+    _add_publish(commands)
+    _add_demo(commands)
+    _add_fill(commands)
     return parser
 
 
@@ -72,6 +78,60 @@ def _add_infill(commands) -> None:
     infill.add_argument("--hole", default=HOLE, help=f"how a hole is written (default: {HOLE})")
     infill.add_argument("--max_new_tokens", type=int, default=64, help="longest filling of a hole (default: 64)")
     infill.set_defaults(run=infill_file)
+
+
+def _add_publish(commands) -> None:
+    publish = commands.add_parser(
+        "publish",
+        help="make a trained model a repository on the Hub",
+        description="Gathers a model's files, writes its card, reloads the folder in fresh processes with this package and"
+        " without it, and uploads it in one commit. The token is that of `hf auth login` or of HF_TOKEN.",
+        example="modeling-lpn publish outputs/quickstart me/lpn-quickstart --license apache-2.0 --dry_run",
+    )
+    publish.add_argument("folder", help="the folder of a trained model")
+    publish.add_argument("repo_id", help="user/name on the Hub")
+    publish.add_argument("--results", nargs="+", default=[], help="results files of evaluations to show in the card")
+    publish.add_argument("--license", help="of the weights, as the Hub spells it: apache-2.0")
+    publish.add_argument("--public", action="store_true", help="make a new repository public")
+    publish.add_argument("--revision", help="branch to commit to (default: main)")
+    publish.add_argument("--tag", help="name of the new commit, e.g. v1.0")
+    publish.add_argument("--dry_run", action="store_true", help="upload nothing; show every file and the card")
+    publish.set_defaults(run=publish_model)
+
+
+def _add_demo(commands) -> None:
+    demo = commands.add_parser(
+        "demo",
+        help="play with trained models in the browser",
+        description="Serves a page to draw tasks, watch the latent search, and infill code. It needs the extra `demo`.",
+        example="modeling-lpn demo model_cards/lpn-pattern-4x4 model_cards/codegen2-python-1m",
+    )
+    demo.add_argument("models", nargs="*", help="folders or Hub names of LPN and CodeGen2 models")
+    demo.add_argument("--host", help="address to listen at (default: GRADIO_SERVER_NAME, else 127.0.0.1)")
+    demo.add_argument(
+        "--port", type=int, help="port to listen at (default: GRADIO_SERVER_PORT, else 7860 or the next)"
+    )
+    demo.set_defaults(run=serve_demo)
+
+
+def _add_fill(commands) -> None:
+    fill = commands.add_parser(
+        "fill",
+        help="fill a column of a table from the rows that are filled already",
+        description="Reads a table whose output column is filled in two or three rows, fills the others, and says in one"
+        " more column how sure it is of each. The file itself is not changed.",
+        example="modeling-lpn fill people.csv --output-column short --model model_cards/lpn-strings > filled.csv",
+    )
+    fill.add_argument("file", help="a .csv or .tsv file with a header, UTF-8")
+    fill.add_argument("--model", required=True, help="folder or Hub name of an LPN model of strings")
+    fill.add_argument("--output-column", "--output_column", required=True, help="the column to fill")
+    fill.add_argument("--input-columns", "--input_columns", nargs="+", help="what it depends on (default: all others)")
+    fill.add_argument("--output", help="file to write (default: print the table)")
+    fill.add_argument("--overwrite", action="store_true", help="replace the file named by --output if it is there")
+    fill.add_argument("--budget", type=int, help="gradient steps, or samples; the model's own setting if not given")
+    fill.add_argument("--threshold", type=float, default=0.9, help="probability that counts as sure (default: 0.9)")
+    fill.add_argument("--explain", action="store_true", help="say what the search did, and the next best answers")
+    fill.set_defaults(run=fill_column)
 
 
 def solve_tasks(args: argparse.Namespace) -> None:
@@ -114,6 +174,54 @@ def infill_file(args: argparse.Namespace) -> None:
         print("the file is longer than the model's context: text far from the holes was not read", file=sys.stderr)
 
 
+def publish_model(args: argparse.Namespace) -> None:
+    """`modeling-lpn publish`."""
+    from .cards import CardFacts
+    from .hub import publish  # with what it takes to make cards, which nothing else needs
+
+    if args.public and args.license is None and CardFacts.read(args.folder).license is None:
+        raise ValueError("a public model says what others may do with it; give --license, e.g. apache-2.0")
+    options = {"revision": args.revision, "tag": args.tag, "dry_run": args.dry_run, "license": args.license}
+    publication = publish(args.folder, args.repo_id, args.results, private=not args.public, **options)
+    for name, size in publication.files.items():
+        print(f"{size:>13,}  {name}")
+    print(f"\n{publication.card}\nnothing was uploaded" if args.dry_run else f"published: {publication.url}")
+
+
+def serve_demo(args: argparse.Namespace) -> None:
+    """`modeling-lpn demo`."""
+    require("gradio", "demo", "The demo")
+    from .demo.app import serve  # it imports gradio, which takes seconds
+
+    if not args.models:
+        raise ValueError("the demo has no model; give folders of trained models, or their names on the Hub")
+    serve(args.models, args.host, args.port)
+
+
+def fill_column(args: argparse.Namespace) -> None:
+    """`modeling-lpn fill`."""
+    if args.output is not None and Path(args.output).exists() and not args.overwrite:
+        raise ValueError(f"{args.output} is there already; give another --output, or --overwrite to replace it")
+    table = read_table(args.file, args.output_column, args.input_columns)
+    infer = load_pipeline(args.model, "program-induction")
+    if not isinstance(infer.processor, StringProcessor):
+        raise ValueError(f"{args.model!r} is a model of grids; give one of strings")
+    search = SearchConfig.of(infer.model.config.search)
+    search = search if args.budget is None else search.at_budget(args.budget)
+    calibration = Calibration.load(args.model)
+    filled = fill_table(infer.model, infer.processor, table, search, calibration, args.threshold)
+    if args.output is None:
+        sys.stdout.write(filled.to_text())
+    else:
+        Path(args.output).write_text(filled.to_text(), encoding="utf-8")
+    unsure = sum(not cell.is_sure for cell in filled.cells)
+    print(f"{len(filled.cells)} cells filled, not sure of {unsure}", file=sys.stderr)
+    if calibration is None:
+        print("the model has no calibration.json: none can be sure", file=sys.stderr)
+    if args.explain:
+        print(filled.explain(), file=sys.stderr)
+
+
 def read_source(path: str) -> str:
     """The text of a file, or of the standard input for `-`; `ValueError` if it is no text."""
     try:
@@ -122,23 +230,11 @@ def read_source(path: str) -> str:
         raise ValueError(f"{path} is no UTF-8 text ({error})") from error
 
 
-def split_at_holes(text: str, hole: str = HOLE) -> list[str]:
-    """
-    The texts before, between and after the holes.
-
-    Raises `ValueError` where there is no hole.
-    """
-    pieces = text.split(hole) if hole else [text]
-    if len(pieces) < 2:
-        raise ValueError(f"the text has no hole; write {hole or HOLE} where code is missing")
-    return pieces
-
-
-def main() -> None:
-    """Entry point: reads `sys.argv`; a mistake ends in one line and status 2."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point: runs `argv`, by default that of the process; a mistake ends in one line and status 2."""
 
     def run():
-        args = build_parser().parse_args()
+        args = build_parser().parse_args(argv)
         logging.disable_progress_bar()  # of loading some megabytes
         args.run(args)
 

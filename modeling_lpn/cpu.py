@@ -32,8 +32,7 @@ def speed_up_on_cpu(model: PreTrainedModel) -> PreTrainedModel:
     - Plain `nn.Linear` layers multiply up to 16 float32 rows (decoding a batch) by oneDNN, which reads the weights at the
       memory's speed; in half precision that this CPU has no arithmetic for, more rows by float32 products, forward and
       backward, see [`UpcastLinear`]. Sharded and quantised layers stay as they are.
-    - With `sdpa` attention in half precision, a single query (decoding) is attended by two products, and training, where
-      the CPU has no such arithmetic, runs the kernel in float32.
+    - Training with `sdpa` attention in half precision that this CPU has no arithmetic for runs the kernel in float32.
 
     The layers stay `nn.Linear` with their parameters, so saving, LoRA and quantisation by type see what they saw before.
     Calling it twice changes nothing more.
@@ -152,33 +151,9 @@ def attention_forward(
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """`sdpa` attention of `(batch, heads, length, head_dim)` states, by a faster way where this CPU has one."""
-    attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
-    if query.device.type == "cpu" and query.dtype in (torch.bfloat16, torch.float16):
-        plain = set(kwargs) <= {"dropout", "scaling", "is_causal"} and key.shape[1] == query.shape[1]
-        if query.shape[2] == 1 and plain and not kwargs.get("dropout"):
-            attend = single_query_attention  # the kernel packs all keys: 5 to 10 times slower than two products
-        elif query.requires_grad and query.dtype in SLOW_DTYPES:
-            attend = upcast_attention
+    slow = query.device.type == "cpu" and query.requires_grad and query.dtype in SLOW_DTYPES
+    attend = upcast_attention if slow else ALL_ATTENTION_FUNCTIONS["sdpa"]
     return attend(module, query, key, value, attention_mask, **kwargs)
-
-
-def single_query_attention(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    **kwargs,
-) -> tuple[torch.Tensor, None]:
-    """Attention of one query per row, in half precision."""
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    scores = torch.matmul(query * scaling, key.transpose(2, 3)).float()
-    if attention_mask is not None and attention_mask.dtype == torch.bool:
-        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
-    elif attention_mask is not None:
-        scores = scores + attention_mask
-    return torch.matmul(scores.softmax(dim=-1).to(value.dtype), value).transpose(1, 2), None
 
 
 def upcast_attention(

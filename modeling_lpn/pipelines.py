@@ -9,10 +9,11 @@ from .codegen2.modeling_codegen2 import CodeGen2ForCausalLM
 from .codegen2.pipeline_codegen2 import CodeInfillingPipeline
 from .lpn.modeling_lpn import LPNModel
 from .lpn.pipeline_lpn import ProgramInductionPipeline
-from .lpn.processing_lpn import LPNProcessor
+from .lpn.processing_lpn import LPNProcessor, StringProcessor
 from .runs import load_pretrained
 
 
+HOLE = "<FILL_ME>"
 # The family of a `model_type`; "codegen" is what CodeGen2's released checkpoints say.
 FAMILIES = {"lpn": "program-induction", "codegen2": "code-infilling", "codegen": "code-infilling"}
 
@@ -63,7 +64,7 @@ def load_pipeline(name: str | os.PathLike, task: str | None = None, **kwargs) ->
         raise ValueError(f"{name!r} holds a {kind} model, which is for {FAMILIES[kind]}; give a model for {task}")
     try:
         if kind == "lpn":
-            processor = LPNProcessor.from_pretrained(name)
+            processor = _processor_class(name).from_pretrained(name)
             return ProgramInductionPipeline(_load_whole(LPNModel, name), processor=processor, **kwargs)
         tokenizer = AutoTokenizer.from_pretrained(name)
         if kind == "codegen":
@@ -71,6 +72,18 @@ def load_pipeline(name: str | os.PathLike, task: str | None = None, **kwargs) ->
         return CodeInfillingPipeline(_load_whole(CodeGen2ForCausalLM, name), tokenizer=tokenizer, **kwargs)
     except Exception as error:  # safetensors, tokenizers, JSON and transformers each raise errors of their own
         raise ValueError(f"{name!r} cannot be loaded: {_first_line(error)}") from error
+
+
+def split_at_holes(text: str, hole: str = HOLE) -> list[str]:
+    """
+    The texts before, between and after the holes.
+
+    Raises `ValueError` where there is no hole.
+    """
+    pieces = text.split(hole) if hole else [text]
+    if len(pieces) < 2:
+        raise ValueError(f"the text has no hole; write {hole or HOLE} where code is missing")
+    return pieces
 
 
 def _model_type(name: str) -> str:
@@ -88,6 +101,12 @@ def _model_type(name: str) -> str:
     return kind
 
 
+def _processor_class(name: str) -> type[LPNProcessor]:
+    """The class that a saved processor names: that of strings, or else that of grids."""
+    saved, _ = LPNProcessor.get_processor_dict(name)
+    return StringProcessor if saved.get("processor_class") == StringProcessor.__name__ else LPNProcessor
+
+
 def _load_whole(kind: type[PreTrainedModel], name: str) -> PreTrainedModel:
     """A model all of whose weights were found: transformers only warns where some are new."""
     model, info = kind.from_pretrained(name, output_loading_info=True)
@@ -100,4 +119,4 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-__all__ = ["load_pipeline", "model_task"]
+__all__ = ["HOLE", "load_pipeline", "model_task", "split_at_holes"]

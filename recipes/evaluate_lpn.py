@@ -23,7 +23,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from transformers import AutoModel, AutoProcessor
 
-from modeling_lpn import SearchConfig, TaskStream
+from modeling_lpn import SearchConfig, StringProcessor, TaskStream
 from modeling_lpn.arguments import given, option, parse_recipe
 from modeling_lpn.runs import (
     end_together,
@@ -37,7 +37,15 @@ from modeling_lpn.runs import (
 from modeling_lpn.tasks import plots
 from modeling_lpn.tasks.arc import load_tasks
 from modeling_lpn.tasks.arguments import SearchArguments, TaskArguments, make_task
-from modeling_lpn.tasks.evaluation import SearchChoice, choose_search, evaluate_tasks, search_grid
+from modeling_lpn.tasks.evaluation import (
+    SearchChoice,
+    choose_search,
+    evaluate_tasks,
+    find_leaks,
+    read_training_pairs,
+    scores_without,
+    search_grid,
+)
 from modeling_lpn.tasks.generators import TASK_GENERATORS
 from modeling_lpn.tasks.latent_maps import map_latent_space
 from modeling_lpn.tasks.metrics import make_submission
@@ -57,6 +65,12 @@ class EvaluationArguments:
     num_pictures: int = option(8, "Tasks to draw; 0 for no pictures at all.")
     num_maps: int = option(0, "Latent spaces to draw; one takes 3600 decoder evaluations.")
     attn_implementation: str = option("sdpa", "eager, sdpa or flex_attention.")
+    training_tasks: list[str] | None = option(
+        None, "Sources the model was trained on; by default the file that run.json of the model names."
+    )
+    leaks: str = option(
+        "flag", "Evaluation tasks that occur in the training data: flag (scores with and without them), refuse."
+    )
     overwrite: bool = option(False, "Replace the results of an earlier evaluation in output_dir.")
     choose_search: bool = option(False, "Choose search settings on validation tasks first.")
     validation_tasks: str | None = option(None, "Source of these tasks; by default the generator with another seed.")
@@ -105,6 +119,34 @@ def choose(args, task_args, model, processor, search) -> SearchChoice:
     return choice
 
 
+def check_leaks(args, tasks) -> dict:
+    """Which tasks the model was trained on, by content: `compared_with`, `tasks`, and why, where nothing was compared."""
+    if args.leaks not in ("flag", "refuse"):
+        raise ValueError(f"`leaks` is {args.leaks!r}; give flag or refuse")
+    sources, record = args.training_tasks or [], Path(args.model_name_or_path, "run.json")
+    reason = "there is no record of the training; name its sources with --training_tasks"
+    if not sources and args.tasks in TASK_GENERATORS:
+        reason = f"the tasks are drawn by the generator {args.tasks!r}"
+    elif not sources and record.is_file():
+        trained = json.loads(record.read_text()).get("arguments", {})
+        sources = [trained["task_path"]] if "task_path" in trained else []
+        reason = f"the tasks of training were drawn by the generator {trained.get('task')!r}"
+    if missing := [source for source in sources if not args.training_tasks and not Path(source).exists()]:
+        sources, reason = [], f"{missing[0]}, which run.json names, is not here; say where it is with --training_tasks"
+    found: dict[str, dict] = {}
+    for source in sources:
+        for task_id, leak in find_leaks(tasks, read_training_pairs(source)).items():
+            known = found.setdefault(task_id, leak)
+            known["shared_pairs"] = max(known["shared_pairs"], leak["shared_pairs"])
+    if found:
+        first, leak = next(iter(found.items()))
+        text = f"{len(found)} of {len(tasks)} tasks occur in the training data: {first} as {leak['training_tasks'][0]}"
+        if args.leaks == "refuse":
+            raise ValueError(f"{text} ...; evaluate on others, or give --leaks flag for scores with and without them")
+        print(f"{text} ...; the results have the scores without them as well")
+    return {"compared_with": sources, "not_compared": None if sources else reason, "tasks": found}
+
+
 def print_table(output) -> None:
     names = list(output.results[0].scores)
     width = max(map(len, names), default=21)
@@ -115,21 +157,39 @@ def print_table(output) -> None:
         print(f"{name:>{width}} " + " ".join(f"{100 * result.scores[name]:7.2f}%" for result in output.results))
 
 
-def summarise(output, args, task_args, search, tasks, model, compared) -> dict:
+def summarise(output, args, task_args, search, tasks, model, compared, leaks) -> dict:
     results = [{name: value for name, value in vars(r).items() if name != "predictions"} for r in output.results]
-    for row in results:  # JSON has no infinity
+    if leaks["tasks"]:
+        for row, scores in zip(results, scores_without(tasks, output.results, leaks["tasks"]), strict=True):
+            row["scores_without_leaks"] = scores
+    for row, result in zip(results, output.results, strict=True):  # JSON has no infinity
         row["log_prob"] = row["log_prob"] if math.isfinite(row["log_prob"]) else None
+        if args.tasks == "pattern":
+            row["top_1_by_place"] = accuracy_by_place(tasks, result.predictions)
     return {
         "arguments": {**vars(args), **given(task_args)},
         "search": dataclasses.asdict(search),
         "compared_on_validation_tasks": compared,
         "num_parameters": model.num_parameters(),
         "num_tasks": len(tasks),
+        "leaks": leaks,
         "errors": output.errors,
         "num_nonfinite": output.num_nonfinite,
         "seconds": output.seconds,
         "results": results,
     }
+
+
+def accuracy_by_place(tasks, predictions) -> dict[str, list[int]]:
+    """Of every place where the pattern can lie in the test output, "row,column" of its corner: tasks solved, tasks."""
+    places: dict[str, list[int]] = {}
+    for task in tasks:
+        (pair,) = task["test"]
+        place = next(f"{r},{c}" for r, row in enumerate(pair["input"]) for c, color in enumerate(row) if color)
+        grids = predictions.get(task["task_id"], [[None]])
+        solved, seen = places.get(place, (0, 0))
+        places[place] = [solved + (grids[0][0] == pair["output"]), seen + 1]
+    return dict(sorted(places.items()))
 
 
 def draw(output, best, tasks, args, model, processor, search) -> None:
@@ -158,11 +218,11 @@ def draw(output, best, tasks, args, model, processor, search) -> None:
         plots.save_figure(figure, folder / "search.png")
 
 
-def write(output, args, task_args, search, tasks, model, processor, compared) -> None:
+def write(output, args, task_args, search, tasks, model, processor, compared, leaks) -> None:
     folder, best = Path(args.output_dir), max(output.results, key=lambda result: result.budget)
     folder.mkdir(parents=True, exist_ok=True)
     write_results(
-        folder / "results.json", args.seed, **summarise(output, args, task_args, search, tasks, model, compared)
+        folder / "results.json", args.seed, **summarise(output, args, task_args, search, tasks, model, compared, leaks)
     )
     (folder / "submission.json").write_text(json.dumps(make_submission(best.predictions, tasks, fill=[[0]])) + "\n")
     if args.num_pictures:
@@ -190,7 +250,12 @@ def main():
     )
     model = model.to(accelerator.device).eval()
     processor = AutoProcessor.from_pretrained(args.model_name_or_path)
+    if isinstance(processor, StringProcessor):
+        raise ValueError(
+            f"{args.model_name_or_path} is a model of strings; evaluate it with recipes/evaluate_strings.py"
+        )
     tasks = read_tasks(args, task_args, processor)
+    leaks = check_leaks(args, tasks)
     # The settings saved with the model, with those of the flags instead.
     search = SearchConfig.of(model.config.search).override(**given(search_args, "search_"))
     compared: list[dict] = []
@@ -203,7 +268,7 @@ def main():
             file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
     output = evaluate_tasks(model, processor, tasks, search, args.budgets, args.batch_size, args.seed)
     if accelerator.is_main_process:
-        write(output, args, task_args, search, tasks, model, processor, compared)
+        write(output, args, task_args, search, tasks, model, processor, compared, leaks)
     end_together(accelerator)
 
 

@@ -3,6 +3,9 @@
     accelerate launch recipes/train_codegen2.py recipes/codegen2/quickstart.yaml --output_dir outputs/mixture --seed 1
     python recipes/train_codegen2.py recipes/codegen2/quickstart.yaml --explain 2  # shows examples, trains nothing
 
+`--model_name_or_path` is any causal language model; one that cannot infill gets tokens by `--add_infill_tokens starcoder` (or
+`codegen2`), and its tokenizer remembers them for `--infill_format auto`.
+
 Flags win over the YAML file. A stopped run goes on with `--resume_from_checkpoint auto` to the same weights. The output
 folder's `trainer_state.json` has every logged number; `run.json` says how the model was made and what it reached.
 """
@@ -11,6 +14,7 @@ import dataclasses
 import itertools
 import logging
 import sys
+from collections import Counter
 from pathlib import Path
 
 from transformers import set_seed
@@ -20,15 +24,17 @@ from modeling_lpn import (
     DocumentStream,
     ObjectiveMixture,
     PackedSequences,
+    add_infill_tokens,
     infill_layout,
     open_sources,
 )
 from modeling_lpn.arguments import given, option, parse_recipe
 from modeling_lpn.code.arguments import CodeGen2Arguments, CodeTrainingArguments, objective_arguments
-from modeling_lpn.code.collator import explain
+from modeling_lpn.code.collator import check_attention, explain
 from modeling_lpn.code.corpora import read_rows
 from modeling_lpn.code.evaluation import make_infill_cases
 from modeling_lpn.code.packing import StreamedSequences
+from modeling_lpn.code.spans import SyntaxSplitter
 from modeling_lpn.code.token_splitter import TokenSplitter
 from modeling_lpn.code.trainer import CodeTrainer, add_lora, load_code_model, load_code_tokenizer
 from modeling_lpn.cpu import speed_up_on_cpu
@@ -55,14 +61,21 @@ class RunArguments:
     streaming: bool = option(False, "Read and tokenise the sources while training, in their order.")
     tokenizer_name_or_path: str | None = option(None, "Tokenizer, if it is not the model's.")
     model_name_or_path: str | None = option(None, "Model to start from; a new CodeGen2 if not given.")
-    attn_implementation: str = option("sdpa", "eager, sdpa or flex_attention.")
+    attn_implementation: str | None = option(None, "eager, sdpa or flex_attention; sdpa where the model has it.")
     preset: str = option("codegen2", "Mixture of objectives, a key of PRESETS.")
     objective_per: str = option("sequence", "Draw the objective for each sequence or each document.")
     cut_within_tokens: bool = option(False, "Infilling: cut at characters instead of tokens.")
+    syntax_rate: float | None = option(
+        None, "Infilling: share of spans that are parts of the syntax, cut at characters."
+    )
+    syntax_language: str = option("python", "What the files are written in, for `syntax_rate`.")
+    fim_rate: float | None = option(None, "Share of infilling in the preset fim, 0.5 if not given.")
+    fim_spm_rate: float | None = option(None, "Share of suffix-first units in it; infill_suffix_first_rate.")
     labels: str = option("no_sentinels", "What carries loss: no_sentinels, all or targets_only.")
     span_weight: float = option(1.0, "How often a token of a masked span, and its <eom>, counts in the loss.")
     attention: str = option("isolated", "Files of a sequence: isolated, isolated_4d or joint.")
-    infill_format: str = option("codegen2", "Sentinels of the tokenizer, a key of INFILL_FORMATS.")
+    infill_format: str = option("codegen2", "Sentinels of the tokenizer, a key of INFILL_FORMATS, or auto.")
+    add_infill_tokens: str | None = option(None, "Format whose tokens a model that cannot infill is given first.")
     max_length: int = option(2048, "Tokens of a sequence.")
     shuffle_window: int | None = option(None, "Sequences to shuffle at a time; if not given 100,000, streaming 1,000.")
     num_infill_cases: int = option(200, "Holes in held-out files to fill in every evaluation; 0 for none.")
@@ -73,17 +86,49 @@ class RunArguments:
     num_threads: int | None = option(None, "CPU threads of a process; all cores if not given.")
 
 
+def load_tokenizer(run):
+    return load_code_tokenizer(run.tokenizer_name_or_path or run.model_name_or_path)
+
+
+def prepare_tokenizer(run):
+    """The tokenizer, with tokens for infilling where they are asked for; it then knows their format."""
+    tokenizer = load_tokenizer(run)
+    if run.add_infill_tokens:
+        if run.model_name_or_path is None or run.lora_r:
+            fault = (
+                "`lora_r` would leave them untrained"
+                if run.lora_r
+                else "there is no `model_name_or_path` to give them to"
+            )
+            raise ValueError(
+                f"`add_infill_tokens` is {run.add_infill_tokens!r}, but {fault}; leave one of the two out."
+            )
+        add_infill_tokens(tokenizer, infill_format=run.add_infill_tokens)
+        run.infill_format = "auto"
+    return tokenizer
+
+
 def build_model(run, model_args, tokenizer, on_cpu: bool):
     settings = {"n_positions": run.max_length} if run.model_name_or_path is None else {}
     settings |= {"attn_implementation": run.attn_implementation, **given(model_args)}
-    model = load_code_model(run.model_name_or_path, tokenizer, **settings)
+    if run.add_infill_tokens:
+        plain = load_tokenizer(run)
+        model = load_code_model(run.model_name_or_path, plain, **settings)
+        add_infill_tokens(plain, model, run.add_infill_tokens)
+    else:
+        model = load_code_model(run.model_name_or_path, tokenizer, **settings)
     model = speed_up_on_cpu(model) if on_cpu else model
     return add_lora(model, run.lora_r, run.lora_alpha) if run.lora_r else model
 
 
 def build_train_data(run, objective_args, args, tokenizer, layout):
-    settings = {"infill_splitter": TokenSplitter(tokenizer)} if run.cut_within_tokens else {}
-    mixture = ObjectiveMixture.from_preset(run.preset, run.objective_per, **given(objective_args), **settings)
+    rates = {name: rate for name in ("fim_rate", "fim_spm_rate") if (rate := getattr(run, name)) is not None}
+    settings = {**given(objective_args), **rates}
+    if run.syntax_rate is not None:
+        settings["infill_splitter"] = SyntaxSplitter(tokenizer, run.syntax_rate, run.syntax_language)
+    elif run.cut_within_tokens:
+        settings["infill_splitter"] = TokenSplitter(tokenizer)
+    mixture = ObjectiveMixture.from_preset(run.preset, run.objective_per, **settings)
     sources = open_sources(run.train_files, tokenizer, run.text_column, run.infill_format, run.streaming)
     options = {"max_length": run.max_length, "seed": args.seed if args.data_seed is None else args.data_seed}
     window = 1_000 if run.streaming else 100_000
@@ -109,6 +154,12 @@ def build_eval_data(run, tokenizer, layout):
     return sequences, make_infill_cases(rows, run.num_infill_cases, tokenizer=tokenizer, **options)
 
 
+def span_counts(mixture) -> dict[str, int]:
+    """What the spans of infilling were, as far as this process has drawn them; none where they are not by syntax."""
+    splitters = (getattr(objective, "splitter", None) for objective in mixture.objectives)
+    return dict(sum((getattr(splitter, "counts", Counter()) for splitter in splitters), Counter()))
+
+
 def main():
     kinds = [RunArguments, objective_arguments(), CodeGen2Arguments, CodeTrainingArguments]
     run, objective_args, model_args, args = parse_recipe(kinds)
@@ -121,7 +172,7 @@ def main():
             " `eval_strategy` to no"
         )
     checkpoint = find_checkpoint(args, args.overwrite)
-    tokenizer = load_code_tokenizer(run.tokenizer_name_or_path or run.model_name_or_path)
+    tokenizer = prepare_tokenizer(run)
     layout = infill_layout(tokenizer, run.infill_format)
     train_data = build_train_data(run, objective_args, args, tokenizer, layout)
     if run.explain:
@@ -132,6 +183,7 @@ def main():
         return
     set_seed(args.seed)
     model = build_model(run, model_args, tokenizer, args.device.type == "cpu")
+    check_attention(model, run.attention, train_data.mixture)
     eval_data, cases = (None, None) if args.eval_strategy == "no" else build_eval_data(run, tokenizer, layout)
     trainer = CodeTrainer(
         model=model,
@@ -151,14 +203,17 @@ def main():
     evaluation = {name: entry[name] for entry in last for name in entry if name.startswith("eval_")}
     if eval_data and not evaluation:  # the last step need not be one that evaluates
         evaluation = trainer.evaluate()
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # it is pushed when its record is there
     trainer.save_state()
     if args.should_save:
         record = {"num_parameters": model.num_parameters(), "metrics": result.metrics, "evaluation": evaluation}
+        record["spans"] = span_counts(train_data.mixture)
         record |= {"steps": trainer.state.global_step, "ended_by_time_budget": budget.ended}
         record["arguments"] = {**vars(run), **given(objective_args), **given(model_args), **args.to_sanitized_dict()}
         write_results(Path(args.output_dir, "run.json"), args.seed, **record)
         print(f"evaluate it: accelerate launch recipes/evaluate_codegen2.py --model_name_or_path {args.output_dir}")
+    if args.push_to_hub:
+        trainer.push_to_hub()
     end_together(trainer.accelerator)
 
 

@@ -71,6 +71,19 @@ def build_model(run, model_args):
     return LPNModel._from_config(LPNConfig(**settings), attn_implementation=run.attn_implementation)
 
 
+def build_processor(run, task_args, config: LPNConfig) -> LPNProcessor:
+    processor = getattr(make_task(run.task, task_args), "processor", None)
+    if processor is None:
+        return LPNProcessor(config.max_rows, config.max_cols, config.vocab_size)
+    for name in ("max_rows", "max_cols", "vocab_size"):
+        if getattr(processor, name) != getattr(config, name):
+            raise ValueError(
+                f"`{name}` is {getattr(config, name)}, but task {run.task!r} has grids with {getattr(processor, name)}; set"
+                f" `{name}: {getattr(processor, name)}`"
+            )
+    return processor
+
+
 def build_train_stream(run, task_args, args) -> TaskStream:
     seed = args.seed if args.data_seed is None else args.data_seed
     if seed == run.eval_seed:
@@ -111,8 +124,7 @@ def main():
     if run.compile_layers:
         model.compile_layers()
     config = model.config
-    processor = getattr(make_task(run.task, task_args), "processor", None)
-    processor = processor or LPNProcessor(config.max_rows, config.max_cols, config.vocab_size)
+    processor = build_processor(run, task_args, config)
     train_search = given(train_search, "train_search_")
     trainer = LPNTrainer(
         model=model,
@@ -132,7 +144,7 @@ def main():
     if args.overwrite:
         remove_checkpoints(args)
     result = trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # it is pushed when its record is there
     trainer.save_state()
     if args.should_save:
         write_results(
@@ -145,6 +157,8 @@ def main():
             ended_by_time_budget=budget.ended,
         )
         print(f"evaluate it: accelerate launch recipes/evaluate_lpn.py --model_name_or_path {args.output_dir}")
+    if args.push_to_hub:
+        trainer.push_to_hub()
     end_together(trainer.accelerator)
 
 

@@ -13,9 +13,10 @@ import torch
 from cases_codegen2 import tiny_tokenizer, tokenizer_config, write_release
 from safetensors.torch import load_file, save_file
 
-from modeling_lpn import CodeGen2ForCausalLM, LPNConfig, LPNModel, LPNProcessor
+from modeling_lpn import CodeGen2ForCausalLM, LPNConfig, LPNModel, LPNProcessor, StringProcessor
 from modeling_lpn.cli import main
 from modeling_lpn.pipelines import load_pipeline, model_task
+from modeling_lpn.tasks.fill import Calibration
 
 
 ROOT = Path(__file__).parent.parent
@@ -32,6 +33,10 @@ def folders(tmp_path_factory):
     torch.manual_seed(0)
     LPNModel(LPNConfig(max_rows=4, max_cols=4, latent_dim=4, search={"num_steps": 3})).save_pretrained(folder / "lpn")
     LPNProcessor(max_rows=4, max_cols=4).save_pretrained(folder / "lpn")
+    strings = LPNConfig(vocab_size=96, max_rows=1, max_cols=16, latent_dim=4, copy_inputs=True)
+    LPNModel(strings).save_pretrained(folder / "strings")
+    StringProcessor(16).save_pretrained(folder / "strings")
+    (folder / "people.csv").write_text("name,short\nAda L,AL\nAlan T,AT\nGrace H,\n")
     tokenizer = tiny_tokenizer()
     CodeGen2ForCausalLM(tokenizer_config(tokenizer)).save_pretrained(folder / "code")
     tokenizer.save_pretrained(folder / "code")
@@ -67,6 +72,33 @@ def test_solve(command, folders):
     assert json.loads(text) == {"task": wanted}
 
 
+def test_fill(command, folders):
+    before = (folders / "people.csv").read_text()
+    arguments = ("fill", "people.csv", "--output-column", "short", "--model", "strings", "--budget", 2)
+    status, text, errors = command(*arguments, "--explain")
+    assert status == 0, errors
+    assert (
+        "1 cells filled, not sure of 1\nthe model has no calibration.json" in errors and "3 programs tried" in errors
+    )
+    lines = text.splitlines()
+    assert lines[:3] == ["name,short,short (filled)", "Ada L,AL,", "Alan T,AT,"] and lines[3].startswith("Grace H,")
+    Calibration([0.0, 0.0], 5.0).save(folders / "strings")
+    status, _, errors = command(*arguments, "--output", "filled.csv")
+    assert status == 0 and "not sure of 0" in errors
+    assert (folders / "filled.csv").read_text().endswith(",sure 0.99\n") and (
+        folders / "people.csv"
+    ).read_text() == before
+    for more, message in (
+        (["--output", "people.csv"], "people.csv is there already; give another --output, or --overwrite"),
+        (["--input-columns", "nam"], "people.csv has no column 'nam'"),
+        (["--model", "lpn"], "'lpn' is a model of grids; give one of strings"),
+        (["--threshold", "90"], "`threshold` is 90.0"),
+    ):
+        status, _, errors = command(*arguments, *more)
+        assert status == 2 and message in errors and errors.count("\n") == 1
+    assert load_pipeline("strings")({"train": [{"input": "a", "output": "b"}], "test": [{"input": "c"}]})["grids"]
+
+
 def test_infill(command, folders, monkeypatch):
     (folders / "holes.py").write_bytes(b"def add(a, <FILL_ME>):\r\n    return <FILL_ME>\r\n")
     status, text, errors = command("infill", "holes.py", "--model", "code", "--max_new_tokens", 4)
@@ -78,9 +110,21 @@ def test_infill(command, folders, monkeypatch):
     assert command("infill", "-", "--model", "code", "--hole", "a, <FILL_ME>", "--max_new_tokens", 1)[0] == 0
 
 
+def test_publish_shows_what_it_would_do(command, monkeypatch):
+    monkeypatch.setattr("modeling_lpn.hub.verify", lambda folder: None)  # two processes, tested with the recipe
+    status, text, _ = command("publish", "lpn", "me/small", "--dry_run", "--license", "mit")
+    assert status == 0 and "  model.safetensors\n" in text and "license: mit" in text
+    assert text.endswith("nothing was uploaded\n")
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
+        ("publish lpn me/small --public", "a public model says what others may do with it; give --license"),
+        ("publish lpn not//valid --dry_run", "not//valid"),
+        ("publish missing me/small --dry_run", "missing"),
+        ("demo", "the demo has no model"),
+        ("demo task.json", "'task.json' has no config.json with a `model_type`"),
         ("", "the following arguments are required: command"),
         ("solv", "invalid choice: 'solv'"),
         ("solve task.json", "the following arguments are required: --model"),
@@ -103,7 +147,7 @@ def test_a_mistake_is_one_line_and_status_2(command, arguments, message):
 
 
 def test_help_shows_an_example(command):
-    for name in ("solve", "infill"):
+    for name in ("solve", "infill", "publish", "demo"):
         status, text, _ = command(name, "--help")
         assert status == 0 and f"example:\n  modeling-lpn {name} " in text
 

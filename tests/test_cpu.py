@@ -48,18 +48,6 @@ def test_upcast_linear_rounds_float32_products_once(monkeypatch, dtype, has_bias
     assert torch.equal(grad_rows, half[0].grad)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_attention_of_a_single_query_equals_the_kernel(dtype):
-    torch.manual_seed(0)
-    query, key, value = (torch.randn(3, 2, length, 8, dtype=dtype) for length in (1, 9, 9))
-    mask = torch.ones(3, 1, 1, 9, dtype=torch.bool)
-    mask[1, ..., :4] = False
-    for given in (None, mask, torch.where(mask, 0.0, -100.0).to(dtype)):
-        ours = cpu.single_query_attention(None, query, key, value, given, 0.3)[0].transpose(1, 2)
-        kernel = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=given, scale=0.3)
-        torch.testing.assert_close(ours, kernel, atol=1e-6 if dtype == torch.float32 else 0.02, rtol=0)
-
-
 @pytest.mark.parametrize("masked", [None, torch.bool, torch.bfloat16])
 def test_upcast_attention_equals_the_kernel(masked):
     torch.manual_seed(0)

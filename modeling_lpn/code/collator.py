@@ -1,5 +1,6 @@
 """The collator of code models, and training examples as text."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +9,16 @@ import numpy as np
 import torch
 
 from ..codegen2.infilling_codegen2 import MaskLayout, MiddleLayout
-from .objectives import IGNORE_INDEX, check_label_policy, hidden_length, objective_numbers, unit_parts, unlearned_ids
+from .objectives import (
+    IGNORE_INDEX,
+    ObjectiveMixture,
+    PrefixLM,
+    check_label_policy,
+    hidden_length,
+    objective_numbers,
+    unit_parts,
+    unlearned_ids,
+)
 
 
 ATTENTION = ("isolated", "isolated_4d", "joint")
@@ -145,6 +155,37 @@ class DataCollatorForCodeObjectives:
         return np.concatenate(weights)
 
 
+def check_attention(model, attention: str, mixture: ObjectiveMixture) -> None:
+    """
+    Refuses what a model would not read of the collator's batches, and train otherwise than asked for.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`): any causal language model.
+        attention (`str`): see [`DataCollatorForCodeObjectives`].
+        mixture ([`ObjectiveMixture`]): what is trained.
+
+    Raises:
+        ValueError: for prefix-LM with a model that takes no blocks, isolation by positions with one that takes none, and
+            a 4-D mask with a sliding window or an attention that takes none.
+    """
+    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    known, name = inspect.signature(base.forward).parameters, type(base).__name__
+    config = base.config.get_text_config()
+    fault = None
+    if attention == "isolated_4d":
+        windows = "sliding_attention" in (getattr(config, "layer_types", None) or ())
+        if windows:
+            fault = f"{name} has layers with a sliding window, whose place a 4-D mask would take; use `attention` 'isolated'"
+        elif config._attn_implementation not in ("sdpa", "eager"):
+            fault = f"{config._attn_implementation!r} takes no 4-D mask; set `attn_implementation` to sdpa or eager"
+    elif "block_sequence_ids" not in known and any(isinstance(kind, PrefixLM) for kind in mixture.objectives):
+        fault = f"{name} takes no `block_sequence_ids`, so prefix-LM would be causal; use `attention` 'isolated_4d'"
+    elif attention == "isolated" and "position_ids" not in known:
+        fault = f"{name} takes no `position_ids`, so packed files would see each other; use `attention` 'isolated_4d'"
+    if fault:
+        raise ValueError(f"{fault}.")
+
+
 def _additive_mask(segments: np.ndarray, blocks: np.ndarray | None) -> np.ndarray:
     """0 where a query may look and the lowest float32 elsewhere, `(batch, 1, length, length)`."""
     length = segments.shape[1]
@@ -212,4 +253,4 @@ def _styled(text, kind, color):
     return {"span": f"⟦{text}⟧", "unlearned": f"{{{text}}}"}.get(kind, text)
 
 
-__all__ = ["DataCollatorForCodeObjectives", "explain"]
+__all__ = ["DataCollatorForCodeObjectives", "check_attention", "explain"]

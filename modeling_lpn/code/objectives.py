@@ -468,7 +468,8 @@ class ObjectiveMixture:
             name (`str`): a key of `PRESETS`.
             per (`str`, defaults to `"sequence"`): see the class.
             settings: arguments of its objectives to change, with the objective's name before them:
-                `span_corruption_mask_ratio`, `infill_splitter`.
+                `span_corruption_mask_ratio`, `infill_splitter`. The preset `"fim"` also has them by the names of Megatron
+                and StarCoder: `fim_rate`, the share of infilling, and `fim_spm_rate`, which is `infill_suffix_first_rate`.
 
         Raises:
             ValueError: for an unknown name, or a setting that none of its objectives has; the nearest is named.
@@ -487,6 +488,8 @@ class ObjectiveMixture:
             near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.0)[0]
             raise ValueError(f"Unknown preset {name!r}; the nearest known one is {near!r} (of {', '.join(PRESETS)}).")
         weights, objectives = zip(*PRESETS[name], strict=True)
+        if name == "fim":
+            weights, settings = _with_fim_names(weights, settings)
         changed, known = [], set()
         for objective in objectives:
             keys = {field.name: f"{objective.name}_{field.name}" for field in fields(objective)}
@@ -522,6 +525,20 @@ PRESETS = {
     "causal": ((1.0, CAUSAL),),
     "prefix_lm": ((1.0, PrefixLM()),),
 }
+
+
+def _with_fim_names(weights, settings: dict) -> tuple[tuple[float, ...], dict]:
+    """Weights and settings of the preset `fim` with `fim_rate` and `fim_spm_rate` put into them."""
+    settings = dict(settings)
+    if (rate := settings.pop("fim_rate", None)) is not None:
+        if not 0 <= rate <= 1:
+            raise ValueError(f"`fim_rate` is {rate}; give a share in [0, 1].")
+        weights = (1 - rate, rate)
+    if (rate := settings.pop("fim_spm_rate", None)) is not None:
+        if "infill_suffix_first_rate" in settings:
+            raise ValueError("`fim_spm_rate` is another name of `infill_suffix_first_rate`; give one of the two.")
+        settings["infill_suffix_first_rate"] = rate
+    return weights, settings
 
 
 def _rearranged(layout, source, starts, lengths, final_end_of_text: bool = True):

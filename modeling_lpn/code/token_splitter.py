@@ -19,11 +19,13 @@ class TokenSplitter:
     """
 
     MAX_WORD = 16  # tokens on either side of a cut that are encoded anew
+    DRAWS = 2  # uniform numbers that a cut is made from
 
     def __init__(self, tokenizer):
         self.tokenizer = tokenizer
         texts = [tokenizer.decode([token_id]) for token_id in range(len(tokenizer))]
         self._lengths = np.array([max(len(text), 1) for text in texts])
+        self._is_part = np.array(["\ufffd" in text for text in texts])  # of a character, mostly
         self._begins_word = np.array([text[:1].isspace() for text in texts])
 
     def cut(self, token_ids, taken: int, room: int, rng) -> tuple[int, np.ndarray, list[int]] | None:
@@ -40,18 +42,32 @@ class TokenSplitter:
             `tuple`: the number of tokens taken, their ids as they are now, and the two cuts in these ids; `None` where
             no token fits.
         """
-        where = np.sort(rng.random(2))
+        draws = rng.random(self.DRAWS)
         while taken > 0:
-            source, cuts = self._split(token_ids[:taken], where)
+            source, cuts = self._split(token_ids[:taken], draws)
             if len(source) <= room:
                 return taken, source, cuts
             taken -= len(source) - room
         return None
 
-    def _split(self, token_ids, where):
-        ends = self._lengths[token_ids].cumsum()
+    def _characters(self, token_ids, ends, draws):
+        """The two characters of a piece to cut before, in order."""
+        return (np.sort(draws) * (ends[-1] + 1)).astype(int)
+
+    def _ends(self, token_ids):
+        """The character that each token of a piece ends with; of tokens that share characters the first one has them."""
+        lengths = self._lengths[token_ids]
+        parts = self._is_part[token_ids].nonzero()[0]
+        for run in np.split(parts, (np.diff(parts) > 1).nonzero()[0] + 1):
+            if len(run):
+                lengths[run] = 0
+                lengths[run[0]] = len(self.tokenizer.decode(token_ids[run[0] : run[-1] + 1]))
+        return lengths.cumsum()
+
+    def _split(self, token_ids, draws):
+        ends = self._ends(token_ids)
         parts, cuts, place = [], [], 0
-        for characters, first, last in self._words(token_ids, ends, (where * (ends[-1] + 1)).astype(int)):
+        for characters, first, last in self._words(token_ids, ends, self._characters(token_ids, ends, draws)):
             text, start = self.tokenizer.decode(token_ids[first:last]), int(ends[first - 1]) if first else 0
             borders = [0, *(character - start for character in characters), len(text)]
             parts.append(token_ids[place:first])

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, 
 from ..codegen2.configuration_codegen2 import CodeGen2Config
 from ..codegen2.loss_codegen2 import token_losses
 from ..codegen2.modeling_codegen2 import CodeGen2ForCausalLM
+from ..hub import PublishingTrainer
 from ..runs import load_pretrained
 from .evaluation import evaluate_infilling
 from .objectives import IGNORE_INDEX, objective_numbers
@@ -80,7 +81,7 @@ def add_lora(model, r: int, alpha: int):
     return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=r, lora_alpha=alpha, target_modules=targets))
 
 
-class CodeTrainer(Trainer):
+class CodeTrainer(PublishingTrainer, Trainer):
     """
     `Trainer` for the batches of [`DataCollatorForCodeObjectives`] with `information=True`, and any causal language model.
 

@@ -59,11 +59,16 @@ class LPNEncoderOutput(ModelOutput):
         latent_mean (`torch.FloatTensor` of shape `(batch, pairs, latent_dim)`): Mean of the posterior.
         latent_logvar (`torch.FloatTensor` of shape `(batch, pairs, latent_dim)`, *optional*):
             Logarithm of its variance; `None` if the model is not variational.
+        hidden_states (`tuple(torch.FloatTensor)` of shapes `(batch, pairs, tokens, width)`, *optional*):
+            With `output_hidden_states`: the embeddings and the result of every layer. Tokens are [CLS, rows and columns of
+            the input, of the output, input cells, output cells], each side's cells row by row and as many as the largest
+            of the batch has (what stands behind the last cell means nothing); the last layer computes the first only.
     """
 
     latents: torch.Tensor | None = None
     latent_mean: torch.Tensor | None = None
     latent_logvar: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
@@ -81,6 +86,10 @@ class LPNOutput(ModelOutput):
         pairwise_kl: Mean KL divergence between the posteriors of two different pairs of a task.
         latents, latent_mean, latent_logvar: As in [`LPNEncoderOutput`].
         programs (`torch.FloatTensor` of shape `(batch, pairs, latent_dim)`): Latent that was decoded for every pair.
+        encoder_hidden_states (`tuple(torch.FloatTensor)`, *optional*): `hidden_states` of [`LPNEncoderOutput`].
+        decoder_hidden_states (`tuple(torch.FloatTensor)` of shapes `(batch, pairs, tokens, width)`, *optional*):
+            The same of the decoder on every pair with its program: [input cells, rows, columns, latent, rows and columns of
+            the output, its cells but the last]; the last layer computes the latent and what follows.
     """
 
     loss: torch.Tensor | None = None
@@ -94,6 +103,8 @@ class LPNOutput(ModelOutput):
     latent_mean: torch.Tensor | None = None
     latent_logvar: torch.Tensor | None = None
     programs: torch.Tensor | None = None
+    encoder_hidden_states: tuple[torch.Tensor, ...] | None = None
+    decoder_hidden_states: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
@@ -173,6 +184,7 @@ class LPNPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["LPNLayer"]
     _supports_sdpa = True
     _supports_flex_attn = True
+    _supports_attention_backend = True
 
     @classmethod
     def can_generate(cls) -> bool:
@@ -249,7 +261,9 @@ class LPNModel(LPNPreTrainedModel):
         sample_latents: bool = False,
         latent_noise: torch.Tensor | None = None,
         plan: GridPlan | None = None,
-    ) -> LPNEncoderOutput:
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> LPNEncoderOutput | tuple:
         r"""
         Encodes every demonstration pair into a latent program.
 
@@ -265,6 +279,8 @@ class LPNModel(LPNPreTrainedModel):
             plan ([`GridPlan`], *optional*):
                 Shapes and mask on the host, from whoever made the tensors: [`DataCollatorForGridTasks`] does. Without it
                 they are read here, which waits for the device.
+            output_hidden_states (`bool`, *optional*): Also return hidden states; that of the configuration by default.
+            return_dict (`bool`, *optional*): Return the fields that are set as a tuple if `False`.
 
         Returns:
             [`LPNEncoderOutput`]
@@ -272,14 +288,29 @@ class LPNModel(LPNPreTrainedModel):
         Raises `ValueError` if shapes of the arguments do not fit together.
         """
         demonstrations = self._demonstrations(input_grids, output_grids, input_shapes, output_shapes, pair_mask, plan)
-        return self._encode(demonstrations, sample_latents, latent_noise)
+        output = self._encode(demonstrations, sample_latents, latent_noise, self._wants_states(output_hidden_states))
+        return output if self._wants_dict(return_dict) else output.to_tuple()
+
+    def _wants_states(self, asked: bool | None) -> bool:
+        return self.config.output_hidden_states if asked is None else asked
+
+    def _wants_dict(self, asked: bool | None) -> bool:
+        return self.config.return_dict if asked is None else asked
 
     def _encode(
-        self, demonstrations: Demonstrations, sample_latents: bool, latent_noise: torch.Tensor | None
+        self,
+        demonstrations: Demonstrations,
+        sample_latents: bool,
+        latent_noise: torch.Tensor | None,
+        output_hidden_states: bool = False,
     ) -> LPNEncoderOutput:
         pairs, pair_mask, plan = demonstrations
-        groups = self._groups(plan.sizes)
-        encoded = [self.encoder(self._take(pairs, group), group.input_extent, group.output_extent) for group in groups]
+        groups = self._groups(plan.sizes, as_one=output_hidden_states)
+        states: list[list[torch.Tensor] | None] = [[] if output_hidden_states else None for _ in groups]
+        encoded = [
+            self.encoder(self._take(pairs, group), group.input_extent, group.output_extent, own)
+            for group, own in zip(groups, states, strict=True)
+        ]
 
         def scatter(values: Sequence[torch.Tensor]) -> torch.Tensor:
             return self._with_padding(restore_order(values, groups, pair_mask.device), plan)
@@ -291,7 +322,14 @@ class LPNModel(LPNPreTrainedModel):
         if sample_latents and self.config.variational:
             latent_noise = torch.randn_like(mean) if latent_noise is None else latent_noise
             latents = mean + (0.5 * logvar).exp() * latent_noise * pair_mask.unsqueeze(-1)
-        return LPNEncoderOutput(latents=latents, latent_mean=mean, latent_logvar=logvar)
+        hidden_states = self._join_states(states, groups, plan) if output_hidden_states else None
+        return LPNEncoderOutput(latents, mean, logvar, hidden_states)
+
+    def _join_states(
+        self, states: Sequence[Sequence[torch.Tensor]], groups: Sequence[PairGroup], plan: GridPlan
+    ) -> tuple[torch.Tensor, ...]:
+        """What the only group collected of every layer `(entries, tokens, width)` -> `(batch, pairs, tokens, width)`."""
+        return tuple(self._with_padding(restore_order([layer], groups, layer.device), plan) for layer in states[0])
 
     @staticmethod
     def _take(pairs: GridPairs, group: PairGroup) -> GridPairs:
@@ -354,6 +392,7 @@ class LPNModel(LPNPreTrainedModel):
             pairs = pairs.take(to_device(plan.pair_mask.reshape(-1).nonzero()[0], input_grids.device))
         for side, sizes, grids in (("input", 0, pairs.input_grids), ("output", 1, pairs.output_grids)):
             self._check_sizes(side, grids, plan.sizes[:, sizes])
+            # CODEPATH: every checkpoint takes both; the colours of the batch decide.
             if plan.num_colors is None or plan.num_colors > self.config.vocab_size:
                 self._check_colors(side, grids)
         return Demonstrations(pairs, pair_mask, plan)
@@ -381,9 +420,14 @@ class LPNModel(LPNPreTrainedModel):
                 f"{self.config.vocab_size - 1} (`vocab_size`), in the padding too: map the others, and pad with 0."
             )
 
-    def _groups(self, sizes: np.ndarray, counts: np.ndarray | None = None) -> list[PairGroup]:
-        """A kernel launch costs as much as some hundred tokens on a CPU, and as many thousands on a GPU."""
+    def _groups(self, sizes: np.ndarray, counts: np.ndarray | None = None, as_one: bool = False) -> list[PairGroup]:
+        """
+        A kernel launch costs as much as some hundred tokens on a CPU, and as many thousands on a GPU. `as_one` puts all
+        together, so that a token stands at the same place in every pair.
+        """
         overhead, max_tokens = (256, 2**13) if self.device.type == "cpu" else (2**14, 2**18)
+        if as_one:
+            overhead = max_tokens = 2**62
         return group_pairs(sizes, overhead, max_tokens, counts)
 
     def log_prob(
@@ -410,11 +454,11 @@ class LPNModel(LPNPreTrainedModel):
         demonstrations = self._demonstrations(input_grids, output_grids, input_shapes, output_shapes, pair_mask)
         return self._evidence(latents, self._decoder_chunks(demonstrations.own_tasks(), latents.shape[1] > 1))
 
-    def _decoder_chunks(self, scoring: Scoring, share: bool) -> list[DecoderChunk]:
+    def _decoder_chunks(self, scoring: Scoring, share: bool, as_one: bool = False) -> list[DecoderChunk]:
         """Embeds pairs in groups of similar length; `share` where more than one latent is tried."""
         pairs, sizes, rows = scoring
         counts, chunks = (rows >= 0).sum(1), []
-        for group in self._groups(sizes, counts):
+        for group in self._groups(sizes, counts, as_one):
             own = rows[group.entries]
             chosen = to_device(own[:, : int((own[0] >= 0).sum())], pairs.input_grids.device)
             taken = self._take(pairs, group)
@@ -426,13 +470,15 @@ class LPNModel(LPNPreTrainedModel):
         logits = self.decoder.logits(self.decoder(latents, chunk))
         return tuple(part.unflatten(0, latents.shape[:2]) for part in logits)
 
-    def _log_prob_terms(self, latents: torch.Tensor, chunk: DecoderChunk) -> torch.Tensor:
+    def _log_prob_terms(
+        self, latents: torch.Tensor, chunk: DecoderChunk, states: list[torch.Tensor] | None = None
+    ) -> torch.Tensor:
         """
         Log-probabilities `(entries, candidates, 3)` of rows, columns and cells (mean over the cells) of the pairs of a chunk
         under latents `(entries, candidates, latent_dim)`.
         """
         candidates = latents.shape[1]
-        rows, cols, cells = self.decoder.logits(self.decoder(latents, chunk))
+        rows, cols, cells = self.decoder.logits(self.decoder(latents, chunk, states))
         shapes, colors = (
             t.repeat_interleave(candidates, 0) if candidates > 1 else t for t in (chunk.shapes - 1, chunk.colors)
         )
@@ -456,12 +502,22 @@ class LPNModel(LPNPreTrainedModel):
             total = total.index_add(0, chunk.rows.flatten(), terms.view(-1, latents.shape[1]))
         return total
 
-    def _program_terms(self, programs: torch.Tensor, scoring: Scoring) -> torch.Tensor:
-        """Programs `(rows, latent_dim)` -> terms `(pairs, 3)`: of every pair under its rows, their mean if there are more."""
-        groups = self._groups(scoring.sizes, (scoring.rows >= 0).sum(1))
-        chunks = self._decoder_chunks(scoring, share=scoring.rows.shape[1] > 1)
-        terms = [self._log_prob_terms(_rows_of(programs.unsqueeze(1), chunk), chunk).mean(1) for chunk in chunks]
-        return restore_order(terms, groups, programs.device)
+    def _program_terms(
+        self, programs: torch.Tensor, scoring: Scoring, plan: GridPlan | None = None
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
+        """
+        Programs `(rows, latent_dim)` -> terms `(pairs, 3)`: of every pair under its rows, their mean if there are more; with
+        a plan also the hidden states.
+        """
+        groups = self._groups(scoring.sizes, (scoring.rows >= 0).sum(1), as_one=plan is not None)
+        chunks = self._decoder_chunks(scoring, share=scoring.rows.shape[1] > 1, as_one=plan is not None)
+        states: list[list[torch.Tensor] | None] = [None if plan is None else [] for _ in groups]
+        terms = [
+            self._log_prob_terms(_rows_of(programs.unsqueeze(1), chunk), chunk, own).mean(1)
+            for chunk, own in zip(chunks, states, strict=True)
+        ]
+        hidden_states = None if plan is None else self._join_states(states, groups, plan)
+        return restore_order(terms, groups, programs.device), hidden_states
 
     def search(
         self,
@@ -632,7 +688,9 @@ class LPNModel(LPNPreTrainedModel):
         latent_noise: torch.Tensor | None = None,
         search_noise: torch.Tensor | None = None,
         plan: GridPlan | None = None,
-    ) -> LPNOutput:
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> LPNOutput | tuple:
         r"""
         Leave-one-out loss (paper, section 4.3, algorithm 1): every pair of a task is decoded with a latent program that was
         made from the *other* pairs only, by their mean or by a search among their latents.
@@ -649,7 +707,7 @@ class LPNModel(LPNPreTrainedModel):
                 Standard normal noise of that draw (with `init="prior"`: the latents themselves).
             search_noise (`torch.FloatTensor` of shape `(batch, pairs, num_samples, latent_dim)`, *optional*):
                 Standard normal noise of a random search, a separate one for every left-out pair.
-            plan ([`GridPlan`], *optional*): As in [`~LPNModel.encode`].
+            plan, output_hidden_states, return_dict: As in [`~LPNModel.encode`].
 
         Returns:
             [`LPNOutput`]
@@ -678,7 +736,13 @@ class LPNModel(LPNPreTrainedModel):
                 "training explains each pair by the others and needs two or more. Leave such tasks out."
             )
         sample_latents = self.training if sample_latents is None else sample_latents
-        encoded = self._encode(demonstrations, sample_latents, latent_noise)
+        wants_states = self._wants_states(output_hidden_states)
+        if wants_states and search.spec.in_training == "every":
+            raise ValueError(
+                f"`output_hidden_states` is True and the search method is {search.method!r}, which decodes a pair with several "
+                "latents; ask for hidden states with a method that decodes one, such as 'mean'."
+            )
+        encoded = self._encode(demonstrations, sample_latents, latent_noise, wants_states)
         latents = encoded.latents
         if search.init == "prior":
             latents = torch.randn_like(latents) if latent_noise is None else latent_noise
@@ -689,8 +753,10 @@ class LPNModel(LPNPreTrainedModel):
         else:
             programs = self._leave_one_out(latents, demonstrations, search, search_noise)
             scoring = scoring._replace(rows=np.arange(len(programs))[:, None])
-        terms = self._program_terms(programs, scoring)
-        return self._loss(terms, demonstrations, encoded, latents, self._with_padding(programs, plan))
+        terms, hidden_states = self._program_terms(programs, scoring, plan if wants_states else None)
+        output = self._loss(terms, demonstrations, encoded, latents, self._with_padding(programs, plan))
+        output.encoder_hidden_states, output.decoder_hidden_states = encoded.hidden_states, hidden_states
+        return output if self._wants_dict(return_dict) else output.to_tuple()
 
     def _leave_one_out(
         self,

@@ -198,7 +198,7 @@ def stack_grids(grids: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     shapes = np.array([grid.shape for grid in grids], dtype=np.int64).reshape(-1, 2)
     rows, cols = shapes.max(axis=0) if len(shapes) else (1, 1)
     stacked = np.zeros((len(grids), rows, cols), dtype=grids[0].dtype if len(grids) else np.uint8)
-    for target, grid in zip(stacked, grids):
+    for target, grid in zip(stacked, grids, strict=True):
         target[: grid.shape[0], : grid.shape[1]] = grid
     return stacked, shapes
 
@@ -222,7 +222,7 @@ def pad_grids(
     num_pairs = max((len(task) for task in grids), default=0)
     padded = np.zeros((len(grids), num_pairs, rows, cols), dtype=grids[0].dtype if len(grids) else np.uint8)
     padded_shapes = np.ones((len(grids), num_pairs, 2), dtype=np.int64)
-    for index, (task, task_shapes) in enumerate(zip(grids, shapes)):
+    for index, (task, task_shapes) in enumerate(zip(grids, shapes, strict=True)):
         padded[index, : len(task), : task.shape[1], : task.shape[2]] = task[:, :rows, :cols]
         padded_shapes[index, : len(task)] = task_shapes
     return padded, padded_shapes
@@ -347,11 +347,11 @@ class LPNProcessor(ProcessorMixin):
         mask = torch.ones(grids.shape[:2]) if query_mask is None else torch.as_tensor(query_mask)
         return [
             [
-                [grid[:rows, :cols].tolist() for grid, (rows, cols) in zip(candidates, candidate_shapes)]
-                for candidates, candidate_shapes, real in zip(task_grids, task_shapes, task_mask)
+                [grid[:rows, :cols].tolist() for grid, (rows, cols) in zip(candidates, candidate_shapes, strict=True)]
+                for candidates, candidate_shapes, real in zip(task_grids, task_shapes, task_mask, strict=True)
                 if real
             ]
-            for task_grids, task_shapes, task_mask in zip(grids, shapes, mask.tolist())
+            for task_grids, task_shapes, task_mask in zip(grids, shapes, mask.tolist(), strict=True)
         ]
 
 

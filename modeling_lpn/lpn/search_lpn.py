@@ -653,9 +653,9 @@ def _without_prior(found: SearchOutput, weight: float) -> SearchOutput:
 def concatenate_searches(outputs: list[SearchOutput]) -> SearchOutput:
     """Results of parts of a batch as one; shorter ones are filled up at the end with what was never visited."""
 
-    def join(name):
+    def join(name: str) -> torch.Tensor:
         tensors = [output[name] for output in outputs]
-        sizes = [max(lengths) for lengths in zip(*(tensor.shape[1:] for tensor in tensors))]
+        sizes = [max(lengths) for lengths in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
         fill = {
             "log_probs": -torch.inf,
             "scores": -torch.inf,
@@ -663,7 +663,7 @@ def concatenate_searches(outputs: list[SearchOutput]) -> SearchOutput:
             "trajectory_scores": torch.nan,
         }.get(name, 0)
         joined = tensors[0].new_full((sum(map(len, tensors)), *sizes), fill)
-        for part, tensor in zip(joined.split([len(tensor) for tensor in tensors]), tensors):
+        for part, tensor in zip(joined.split([len(tensor) for tensor in tensors]), tensors, strict=True):
             part[tuple(slice(length) for length in tensor.shape)] = tensor
         return joined
 

@@ -1,3 +1,16 @@
+# Copyright 2026 The modeling_lpn authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """Encoder and decoder of the Latent Program Network (arXiv 2411.08706): tokens, layers, cached decoding."""
 
 from dataclasses import dataclass, field
@@ -571,6 +584,11 @@ def _rotary_of(rotary: Rotary, start: int, end: int) -> Rotary:
     return None if rotary is None else (rotary[0][:, start:end], rotary[1][:, start:end])
 
 
+def _collect(states: list[torch.Tensor] | None, hidden_states: torch.Tensor) -> None:
+    if states is not None:
+        states.append(hidden_states)
+
+
 class LPNEncoder(LPNStack):
     """Maps an input/output pair to the parameters of its latent program's posterior (paper, section 4.1)."""
 
@@ -584,11 +602,15 @@ class LPNEncoder(LPNStack):
             self.logvar_proj = nn.Linear(width, config.latent_dim, bias=config.latent_projection_bias)
 
     def forward(
-        self, pairs: GridPairs, input_extent: GridExtent, output_extent: GridExtent
+        self,
+        pairs: GridPairs,
+        input_extent: GridExtent,
+        output_extent: GridExtent,
+        states: list[torch.Tensor] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
         Pairs -> mean and log-variance (if variational) `(sequences, latent_dim)` in float32. Only real cells become
-        tokens, and the last layer computes only the one that is read.
+        tokens, and the last layer computes only the one that is read. `states` collects what every layer is given and gives.
         """
         in_colors, in_positions, in_real = pack_cells(pairs.input_grids, pairs.input_shapes, input_extent)
         out_colors, out_positions, out_real = pack_cells(pairs.output_grids, pairs.output_shapes, output_extent)
@@ -615,7 +637,9 @@ class LPNEncoder(LPNStack):
             queries = 1 if index + 1 == len(self.layers) else length
             if index == 0 or queries == 1:
                 segments = [self.segment(hidden_states, mask, 0, queries, length)]
+            _collect(states, hidden_states)
             hidden_states = layer(hidden_states, segments, rotary)
+        _collect(states, hidden_states)
         cls = self.norm(hidden_states[:, 0])
         return self.mean_proj(cls).float(), self.logvar_proj(cls).float() if self.config.variational else None
 
@@ -715,11 +739,13 @@ class LPNDecoder(LPNStack):
         rows = torch.where(wraps, rows + 1, rows).clamp(max=self.config.max_rows - 1)
         return torch.stack([rows, torch.where(wraps, 0, cols + 1)], -1)
 
-    def forward(self, latents: torch.Tensor, chunk: DecoderChunk) -> torch.Tensor:
+    def forward(
+        self, latents: torch.Tensor, chunk: DecoderChunk, states: list[torch.Tensor] | None = None
+    ) -> torch.Tensor:
         """
         Latents `(entries, candidates, latent_dim)` -> hidden states `(entries * candidates, 1 + output length, width)` of
         the latent token and the output tokens. The last layer leaves out the rest. The logits of [`LPNCopyHead`], if there
-        is one, follow as further channels.
+        is one, follow as further channels. `states` collects what every layer is given and gives.
         """
         candidates, prefix, output = latents.shape[1], chunk.prefix, chunk.output
         context = self.latent_proj(latents.to(self.latent_proj.weight.dtype)).to(prefix.embeds.dtype)
@@ -733,8 +759,11 @@ class LPNDecoder(LPNStack):
             hidden_states = self._first_layer.merge(chunk.shared, context).flatten(0, 1)
         layers = list(self.layers) if chunk.shared is None else list(self.layers)[1:]
         for layer in layers[:-1]:
+            _collect(states, hidden_states)
             hidden_states = layer(hidden_states, layout.whole, layout.rotary)
+        _collect(states, hidden_states)
         outputs = layers[-1](hidden_states, layout.read, layout.rotary) if layers else hidden_states
+        _collect(states, outputs)
         if layout.copied is None:
             return outputs
         keys = self._copy_keys(hidden_states, layout.copied, layout.rotary)

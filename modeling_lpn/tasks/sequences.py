@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from .pairs import require_integer
-from .strings import SPLITS, check_split
+from .strings import SPLITS, smallest_size
 
 
 NUM_VALUES = 5
@@ -89,7 +89,7 @@ class SequenceTask:
         require_integer("length", self.length, 2, 255)
         require_integer("min_rules", self.min_rules, 1)
         require_integer("max_rules", self.max_rules, self.min_rules)
-        check_split(self.split)
+        smallest_size(self.split, self.max_rules)
         self._table = rule_table(self.length)
 
     def sample(self, num_tasks: int, rng: np.random.Generator) -> dict[str, Any]:

@@ -153,15 +153,28 @@ def program_size(program: Program) -> int:
     return sum(map(len, program))
 
 
-def split_of(program: Any) -> str:
-    """Which split a program belongs to: 1 in 20 is for validation, 1 in 20 for test, by a checksum of how it is written."""
+def split_of(program: Any, size: int) -> str:
+    """
+    Which split a program of `size` operations belongs to: 1 in 20 is for validation, 1 in 20 for test, by a checksum of how
+    it is written. Programs of one operation are all for training: there are few of them, and all others are made of them.
+    """
+    if size == 1:
+        return "train"
     number = zlib.crc32(repr(program).encode()) % 20
     return {0: "validation", 1: "test"}.get(number, "train")
 
 
-def check_split(split: str) -> None:
+def smallest_size(split: str, max_size: int) -> int:
+    """Operations of a program of a split at least. Raises `ValueError` where there is none of up to `max_size`."""
     if split not in SPLITS:
         raise ValueError(f"`split` is {split!r}; give one of {', '.join(SPLITS)}")
+    smallest = 1 if split == "train" else 2
+    if max_size < smallest:
+        raise ValueError(
+            f"`split` is {split!r} and `max_size` is {max_size}, but programs of one operation are all for training; allow"
+            " 2 or more"
+        )
+    return smallest
 
 
 # A column of data: what stands in braces is drawn anew for every row from the field of that name.
@@ -339,7 +352,7 @@ class StringTask:
         require_integer("num_pairs", self.num_pairs, 2)
         require_integer("max_length", self.max_length, 16, 255)
         require_integer("max_size", self.max_size, 1)
-        check_split(self.split)
+        self._min_size = smallest_size(self.split, self.max_size)
         if not self.kinds or isinstance(self.kinds, str) or set(self.kinds) - set(TEMPLATES):
             raise ValueError(f"`kinds` is {self.kinds!r}; give a list of some of {', '.join(TEMPLATES)}")
         self.processor = StringProcessor(self.max_length, output_step=self.output_step)
@@ -354,11 +367,11 @@ class StringTask:
         """One task: its program, inputs and outputs."""
         for attempt in itertools.count():
             if attempt % PATIENCE == 0:
-                size = 1 + int(dice.random() * self.max_size)
+                size = dice.randint(self._min_size, self.max_size)
             inputs = self._draw_inputs(dice)
             for _ in range(4 if inputs else 0):
                 program = draw_program(dice, inputs[0], size)
-                if split_of(program) == self.split and (outputs := self._outputs(program, inputs)):
+                if split_of(program, size) == self.split and (outputs := self._outputs(program, inputs)):
                     return program, inputs, outputs
         raise AssertionError("unreachable")
 
@@ -409,11 +422,11 @@ __all__ = [
     "TEMPLATES",
     "NoOutput",
     "StringTask",
-    "check_split",
     "draw_program",
     "encode_tasks",
     "program_size",
     "run_part",
     "run_program",
+    "smallest_size",
     "split_of",
 ]

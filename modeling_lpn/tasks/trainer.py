@@ -5,6 +5,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer
 from transformers.trainer_utils import SchedulerType
 
+from ..hub import PublishingTrainer
 from ..lpn.modeling_lpn import LPNOutput, mean_between_pairs
 from ..lpn.search_lpn import SearchConfig
 from .evaluation import evaluate_tasks
@@ -61,7 +62,7 @@ def _distances(vectors: torch.Tensor) -> torch.Tensor:
     return (vectors.unsqueeze(2) - vectors.unsqueeze(1)).norm(dim=-1)
 
 
-class LPNTrainer(Trainer):
+class LPNTrainer(PublishingTrainer, Trainer):
     """
     `Trainer` that trains an [`LPNModel`] as the published code does and evaluates it by search.
 

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modeling_lpn.code import benchmarks as code_benchmarks
-from modeling_lpn.code.benchmarks import BENCHMARKS, TRUNCATIONS, load_benchmark
+from modeling_lpn.code.benchmarks import BENCHMARKS, TRUNCATIONS, load_benchmark, load_infill_cases, read_problems
+from modeling_lpn.code.evaluation import InfillCase
 
 
 def test_programs_of_humaneval(tmp_path):
@@ -58,6 +59,94 @@ def test_programs_of_mbpp(tmp_path):
         load_benchmark("mbpp", write(tmp_path / "few.jsonl", MBPP[:1]))
 
 
+PLUS = [  # as on the Hub: evalplus/mbppplus
+    {
+        "task_id": number,
+        "code": f"def add(x):\n    return x + {number}",
+        "prompt": f"Write a function to add {number}.",
+        "source_file": "Benchmark Questions Verification V2.ipynb",
+        "test_imports": ["import math"],
+        "test_list": [f"assert add(0) == {number}"],
+        "test": f"inputs = [[0], [5]]\nfor inp in inputs:\n    assert add(*inp) == inp[0] + {number}\n",
+    }
+    for number in (2, 11, 806)
+]
+
+
+def test_mbpp_plus_is_scored_by_its_own_tests(tmp_path):
+    file = write(tmp_path / "plus.jsonl", PLUS)
+    tasks = load_benchmark("mbpp:plus", file)
+    assert [task.task_id for task in tasks] == ["MBPP+/2", "MBPP+/11", "MBPP+/806"]  # every row is one
+    assert tasks[1].prompt == '"""\nWrite a function to add 11.\nassert add(0) == 11\n"""\n'
+    for task in tasks:
+        exec(task.program(task.canonical_solution), {})
+        with pytest.raises(AssertionError):  # the first test alone would let it pass
+            exec(task.program(f"def add(x):\n    return {task.task_id.split('/')[1]}"), {})
+    for name in ("mbpp", "mbpp:3-shot"):
+        with pytest.raises(
+            ValueError, match=f"row 1 of .* has the column 'test', which '{name}' does not .*'mbpp:plus'"
+        ):
+            load_benchmark(name, file)
+
+
+def test_columns_that_are_not_used_are_refused(tmp_path):
+    for name, rows, column in (
+        ("humaneval", [*HUMANEVAL, {**HUMANEVAL[0], "plus_input": [[1]]}], "plus_input"),
+        ("humaneval_infill:multi-line", [{**INFILL[0], "holes": 2}], "holes"),
+        ("mbpp", [{**MBPP[0], "weight": 1}], "weight"),
+    ):
+        with pytest.raises(
+            ValueError, match=f"row {len(rows)} of .* has the column '{column}', which '{name}' does not"
+        ):
+            load_benchmark(name, write(tmp_path / "rows.jsonl", rows))
+    with pytest.raises(ValueError, match="column 'suffix', .*may be data of 'humaneval_infill:single-line' or"):
+        load_benchmark("humaneval", write(tmp_path / "rows.jsonl", INFILL))
+    assert load_benchmark("humaneval:plus", write(tmp_path / "he.jsonl", HUMANEVAL)) == load_benchmark(
+        "humaneval", tmp_path / "he.jsonl"
+    )
+
+
+SANTACODER = [
+    {
+        "language": "py",
+        "name": "a",
+        "prompt": "def f():\n",
+        "suffix": "\n",
+        "canonical_solution": "    return 1",
+        "tests": "",
+    },
+    {"language": "js", "prompt": "f(", "suffix": ")", "canonical_solution": "x"},
+]
+SAFIM = [
+    {
+        "task_id": "block_completion_000000",
+        "lang": "python",
+        "prompt": "x = # TODO: Your code here\ny",
+        "eval_prompt": "x = {{completion}}\ny",
+        "ground_truth": "1",
+        "unit_tests": "[]",
+    }
+]
+
+
+def test_benchmarks_of_holes(tmp_path):
+    cases = load_infill_cases("santacoder_fim", write(tmp_path / "santa.jsonl.gz", SANTACODER))
+    assert cases[0] == InfillCase("py/a", "def f():\n", "    return 1", "\n", "py") and cases[1].name == "js/2"
+    assert load_infill_cases("safim", write(tmp_path / "safim.jsonl", SAFIM)) == [
+        InfillCase("block_completion_000000", "x = ", "1", "\ny", "python")
+    ]
+    with pytest.raises(ValueError, match="row 1 of .* has no field 'language'.*not data of 'santacoder_fim'"):
+        load_infill_cases("santacoder_fim", tmp_path / "safim.jsonl")
+    two = [SAFIM[0], {**SAFIM[0], "eval_prompt": "{{completion}} {{completion}}"}]
+    with pytest.raises(ValueError, match="row 2 of .*: `eval_prompt` has 2 holes"):
+        load_infill_cases("safim", write(tmp_path / "two.jsonl", two))
+    with pytest.raises(FileNotFoundError, match="neither a file nor a data set"):
+        load_infill_cases("safim", tmp_path / "none.jsonl")
+    with pytest.raises(ValueError, match="no benchmark of holes 'mbpp'; known: santacoder_fim, safim"):
+        load_infill_cases("mbpp", tmp_path / "two.jsonl")
+    assert [text.split("\n")[0] for text in read_problems(tmp_path / "safim.jsonl")] == ["x = # TODO: Your code here"]
+
+
 def test_other_forms_of_the_data(tmp_path, monkeypatch):
     pa = pytest.importorskip("pyarrow")
     import pyarrow.parquet
@@ -89,7 +178,9 @@ def test_mistakes_are_named(tmp_path, monkeypatch):
         load_benchmark("mbpp")
     with pytest.raises(FileNotFoundError, match="neither a file nor a data set's name"):
         load_benchmark("mbpp", tmp_path / "nothing.jsonl")
-    with pytest.raises(ValueError, match="no field 'prompt' .*; it is not data of 'humaneval'"):
+    with pytest.raises(
+        ValueError, match="has the column 'challenge_test_list', which 'humaneval' does not use.*'mbpp'"
+    ):
         load_benchmark("humaneval", write(tmp_path / "mbpp.jsonl", MBPP))
     (tmp_path / "broken.jsonl").write_text('{"task_id": ')
     with pytest.raises(ValueError, match="broken.jsonl cannot be read as JSON lines"):

@@ -425,3 +425,15 @@ def test_presets_draw_by_their_weights(name):
 def test_errors_say_what_is_wrong(action, message):
     with pytest.raises(ValueError, match=message):
         action()
+
+
+def test_fim_by_the_names_of_megatron_and_starcoder():
+    mixture = ObjectiveMixture.from_preset("fim", fim_rate=0.9, fim_spm_rate=1.0)
+    assert mixture.objectives == (OBJECTIVES["causal"](), Infill(suffix_first_rate=1.0))
+    assert mixture.weights == pytest.approx((0.1, 0.9))
+    with pytest.raises(ValueError, match="`fim_rate` is 2; give a share"):
+        ObjectiveMixture.from_preset("fim", fim_rate=2)
+    with pytest.raises(ValueError, match="another name of `infill_suffix_first_rate`; give one"):
+        ObjectiveMixture.from_preset("fim", fim_spm_rate=0.5, infill_suffix_first_rate=0.5)
+    with pytest.raises(ValueError, match="No objective of the preset 'codegen2' .* has the setting 'fim_rate'"):
+        ObjectiveMixture.from_preset("codegen2", fim_rate=0.5)

@@ -356,6 +356,32 @@ def test_half_precision_and_device_map(tmp_path, model):
         torch.testing.assert_close(probabilities, model(ids).logits.softmax(-1), atol=0.03, rtol=0)
 
 
+@pytest.mark.parametrize(
+    "tied, on_disk",
+    [
+        (False, ("transformer.h.1", "lm_head")),
+        (True, ("transformer.wte", "lm_head")),  # one tensor has one place
+        (False, ("transformer", "lm_head")),
+        (True, ("transformer", "lm_head")),
+    ],
+)
+def test_weights_on_disk_compute_the_same_and_are_saved_again(tmp_path, tied, on_disk):
+    plain, ids = tiny_model(tie_word_embeddings=tied), token_ids(2, 10)
+    plain.save_pretrained(tmp_path / "plain")
+    places = ["transformer.wte", "transformer.h.0", "transformer.h.1", "transformer.ln_f", "lm_head"]
+    device_map = {place: "disk" if place.startswith(on_disk) else "cpu" for place in places}
+    model = CodeGen2ForCausalLM.from_pretrained(
+        tmp_path / "plain", device_map=device_map, offload_folder=str(tmp_path / "offloaded")
+    ).eval()
+    assert "meta" in {parameter.device.type for parameter in model.parameters()}
+    assert torch.equal(model(ids).logits, plain(ids).logits)
+    settings = {"max_new_tokens": 4, "do_sample": False}
+    assert torch.equal(model.generate(ids, **settings), plain.generate(ids, **settings))
+    model.save_pretrained(tmp_path / "again")
+    again = CodeGen2ForCausalLM.from_pretrained(tmp_path / "again").state_dict()
+    assert all(torch.equal(weight, again[name]) for name, weight in plain.state_dict().items())
+
+
 # Caches and generation
 
 
@@ -426,16 +452,37 @@ def test_logits_to_keep(model):
     torch.testing.assert_close(model(ids, logits_to_keep=torch.tensor([1, 4])).logits, full[:, [1, 4]])
 
 
-def test_recorded_outputs(model):
+def test_attention_weights_are_recorded():
     eager = tiny_model()
     eager.set_attn_implementation("eager")
     output = eager(token_ids(2, 9), output_hidden_states=True, output_attentions=True)
     assert len(output.hidden_states) == SIZES["n_layer"] + 1 and len(output.attentions) == SIZES["n_layer"]
     torch.testing.assert_close(eager.lm_head(output.hidden_states[-1]), output.logits)
     assert torch.allclose(output.attentions[0].sum(-1), torch.ones(()))
-    assert isinstance(model(token_ids(2, 9), return_dict=False), tuple)
-    eager.config.return_dict = False
-    assert torch.equal(eager(token_ids(2, 9))[0], output.logits)
+
+
+@pytest.mark.parametrize("cls", [CodeGen2Model, CodeGen2ForCausalLM, CodeGen2ForSequenceClassification])
+def test_outputs_are_recorded_and_tuples_where_asked_for(cls):
+    model, ids = cls(tiny_config(num_labels=3)).eval(), token_ids(2, 9)
+    base = model if cls is CodeGen2Model else model.transformer
+    output = model(ids, output_hidden_states=True)
+    assert len(output.hidden_states) == SIZES["n_layer"] + 1 and output.attentions is None
+    assert torch.equal(output.hidden_states[0], base.wte(ids))
+    assert torch.equal(output.hidden_states[-1], base(ids).last_hidden_state)
+    assert model(ids).hidden_states is None
+    as_tuple = model(ids, output_hidden_states=True, return_dict=False)
+    assert isinstance(as_tuple, tuple) and torch.equal(as_tuple[0], output[0]) and len(as_tuple) == len(output)
+    model.config.return_dict, model.config.output_hidden_states = (
+        False,
+        True,
+    )  # settings of the model, as those of a call
+    as_tuple = model(ids)
+    assert isinstance(as_tuple, tuple) and torch.equal(as_tuple[-1][-1], output.hidden_states[-1])
+    assert model(ids, return_dict=True, output_hidden_states=False).hidden_states is None
+    if cls is not CodeGen2Model:
+        labels = ids if cls is CodeGen2ForCausalLM else torch.tensor([0, 2])
+        loss, logits, *_ = model(ids, labels=labels)
+        assert loss.dim() == 0 and torch.equal(logits, output.logits)
 
 
 # Prefix-LM and packed documents

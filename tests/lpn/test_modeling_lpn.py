@@ -600,3 +600,30 @@ def test_input_embeddings_are_the_colours_of_the_encoder():
     table = torch.nn.Embedding(10, 16)
     model.set_input_embeddings(table)
     assert model.get_input_embeddings() is table is model.encoder.color_embedding
+
+
+@pytest.mark.parametrize("config_says", [True, False])
+def test_hidden_states_and_tuples(config_says):
+    model, (demonstrations, _) = make_model(encoder_num_layers=3), make_tasks()
+    plain = model(*demonstrations)
+    assert plain.encoder_hidden_states is None and plain.decoder_hidden_states is None
+    asked = {} if config_says else {"output_hidden_states": True}
+    model.config.output_hidden_states = config_says
+    output = model(*demonstrations, **asked)
+    assert close(output.loss, plain.loss)
+    encoder, decoder, width = output.encoder_hidden_states, output.decoder_hidden_states, 16
+    longest = int(demonstrations[2].prod(-1).max() + demonstrations[3].prod(-1).max())
+    assert [states.shape for states in encoder] == [(3, 4, 5 + longest, width)] * 3 + [(3, 4, 1, width)]
+    assert len(decoder) == 3 and decoder[0].shape[:2] == decoder[2].shape[:2] == (3, 4)
+    # The last states are what the heads read: the latent of a pair follows from that of its first token.
+    read = model.encoder.norm(encoder[-1][:, :, 0])
+    assert close(model.encoder.mean_proj(read), output.latent_mean)
+    for task, pair in ((0, 0), (2, 3)):  # a pair alone, without padding
+        alone = model.encode(*(tensor[task : task + 1, pair : pair + 1] for tensor in demonstrations), **asked)
+        count = 5 + int(demonstrations[2][task, pair].prod())
+        assert close(alone.hidden_states[1][0, 0, :count], encoder[1][task, pair, :count]), (task, pair)
+    fields = model(*demonstrations, return_dict=False, **asked)
+    assert isinstance(fields, tuple) and close(fields[0], plain.loss)
+    assert isinstance(model.encode(*demonstrations, return_dict=False), tuple)
+    with pytest.raises(ValueError, match="decodes a pair with several latents"):
+        model(*demonstrations, search_config={"method": "all"}, **asked)

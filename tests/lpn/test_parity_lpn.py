@@ -143,7 +143,7 @@ def test_decoder_logits(case):
 @torch.no_grad()
 def test_loss_and_log_prob_terms(case):
     shape = case["in/context_pair"].shape[:2]
-    terms = case.model._program_terms(case["in/context_pair"].flatten(0, 1), case.each_itself)
+    terms, _ = case.model._program_terms(case["in/context_pair"].flatten(0, 1), case.each_itself)
     for index, name in enumerate(("shape_row_loss", "shape_col_loss", "grid_loss")):
         case.close(f"loss/{name}", -terms[:, index].view(shape), 1e-5)
     case.close("loss/loss", -terms.sum(-1).view(shape), 1e-5)

@@ -151,3 +151,17 @@ def test_every_recipe_is_understood(path):
     (args,) = parse_recipe([evaluate.EvaluationArguments], [str(path)])
     assert evaluate.plan(args) == ["infill:tokens", "loss"]
     assert path.read_text().startswith("# ") and f"recipes/codegen2/{path.name}" in path.read_text()
+
+
+def test_a_benchmark_of_holes_is_scored_by_exact_match(folder, tmp_path, monkeypatch):
+    rows = [
+        {"language": "py", "name": "a", "prompt": "def f():\n", "suffix": "\n", "canonical_solution": "    return 1"}
+    ]
+    write(tmp_path / "santa.jsonl", rows)
+    settings = {"model_name_or_path": folder / "model", "benchmarks": "santacoder_fim", "output_dir": tmp_path / "out"}
+    call(evaluate, monkeypatch, *flags(SETTINGS, santacoder_fim_path=tmp_path / "santa.jsonl", **settings))
+    result = json.loads((tmp_path / "out" / "results.json").read_text())["results"]["santacoder_fim"]
+    assert result["scores"]["num_cases"] == 1 and result["scores"]["exact_match"] == 0.0
+    assert json.loads((tmp_path / "out" / "spans_santacoder_fim.jsonl").read_text())["kind"] == "py"
+    with pytest.raises(ValueError, match="'safim' needs `model_name_or_path` and `safim_path`"):
+        call(evaluate, monkeypatch, *flags(SETTINGS, **{**settings, "benchmarks": "safim", "overwrite": "true"}))

@@ -13,6 +13,8 @@ from transformers import AutoModel, AutoProcessor
 
 from modeling_lpn import LPNConfig, LPNModel, PatternTask, SearchConfig, TaskStream
 from modeling_lpn.arguments import given, parse_recipe
+from modeling_lpn.hub import assemble
+from modeling_lpn.tasks.arc import save_tasks
 from modeling_lpn.tasks.arguments import make_task
 from modeling_lpn.tasks.metrics import validate_submission
 from modeling_lpn.tasks.stream import tasks_from_stream
@@ -197,6 +199,26 @@ def test_evaluation_of_task_files_without_answers(trained, tmp_path, monkeypatch
     assert results["num_tasks"] == 2 and len(results["results"][0]["scores"]) == 10
 
 
+def test_tasks_of_the_training_data_are_flagged_or_refused(trained, tmp_path, monkeypatch, capsys):
+    tasks = tasks_from_stream(TaskStream(PatternTask(4, 4, 4, 2), 3), 3)
+    save_tasks(tasks, tmp_path / "tasks.parquet")
+    save_tasks([{**tasks[1], "task_id": "another-name"}], tmp_path / "trained_on.parquet")
+    settings = {"num_threads": 1, "budgets": [0], "model_name_or_path": trained, "num_pictures": 0}
+    settings |= {"tasks": tmp_path / "tasks.parquet", "output_dir": tmp_path / "out"}
+    call(evaluate, monkeypatch, *flags(settings, training_tasks=tmp_path / "trained_on.parquet"))
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert list(results["leaks"]["tasks"]) == [tasks[1]["task_id"]]
+    assert "1 of 3 tasks occur in the training data" in capsys.readouterr().out
+    assert len(results["results"][0]["scores_without_leaks"]) == 10
+    settings |= {"training_tasks": tmp_path / "trained_on.parquet", "overwrite": True}
+    with pytest.raises(ValueError, match="1 of 3 tasks occur in the training data: .* as another-name"):
+        call(evaluate, monkeypatch, *flags(settings, leaks="refuse"))
+    del settings["training_tasks"]
+    call(evaluate, monkeypatch, *flags(settings))
+    leaks = json.loads((tmp_path / "out" / "results.json").read_text())["leaks"]
+    assert leaks["tasks"] == {} and "drawn by the generator 'pattern'" in leaks["not_compared"]
+
+
 def test_training_continues_from_a_model_with_other_settings(trained, tmp_path, monkeypatch):
     start = {"model_name_or_path": trained, "num_threads": 1, "disable_tqdm": "true", "max_steps": 1}
     start |= {name: TINY[name] for name in ("task_num_rows", "task_num_cols", "task_pattern_size")}
@@ -253,8 +275,8 @@ def test_every_recipe_is_understood(path, tmp_path):
         )
         LPNConfig(**given(model_args))
         SearchConfig(**given(train_search, "train_search_"))
-        assert args.max_steps > 0 and run.task in ("pattern", "pairs")
-        if run.task == "pattern":
+        assert args.max_steps > 0
+        if run.task != "pairs":
             make_task(run.task, task_args)
         else:
             assert task_args.task_held_out == 20 and task_args.task_exclude_task_ids == ["40853293"]
@@ -311,3 +333,65 @@ def test_mistakes_are_named(tmp_path, monkeypatch):
         monkeypatch.setattr(evaluate.AutoModel, "from_pretrained", lambda *a, **k: LPNModel(LPNConfig()))
         monkeypatch.setattr(evaluate.AutoProcessor, "from_pretrained", lambda *a, **k: None)
         call(evaluate, monkeypatch, "--model_name_or_path", "x", "--tasks", "arcagi:evaluations-of-2031")
+
+
+TINY_STRINGS = {
+    **{name: value for name, value in TINY.items() if not name.startswith(("task_", "max_rows", "max_cols"))},
+    "task": "string",
+    "task_max_length": 16,
+    "task_max_size": 2,
+    "task_output_step": 4,
+    "vocab_size": 96,
+    "max_rows": 1,
+    "max_cols": 16,
+    "copy_inputs": "true",
+    "max_steps": 4,
+    "save_strategy": "no",
+    "eval_strategy": "steps",
+    "eval_steps": 4,
+}
+
+
+def test_strings_from_training_to_scores(tmp_path, monkeypatch, capsys):
+    model = tmp_path / "model"
+    call(train, monkeypatch, *flags(TINY_STRINGS, output_dir=model))
+    processor = AutoProcessor.from_pretrained(model)
+    assert processor.output_step == 4 and processor.max_length == 16
+    source = tmp_path / "some.jsonl"
+    pairs = {"inputs": ["ab", "cd", "e" * 30], "outputs": ["a", "c", "e"]}
+    readable = {"inputs": ["ab", "cd", "ef"], "outputs": ["a", "c", "e"]}
+    source.write_text(json.dumps(pairs) + "\n" + json.dumps(readable) + "\n")
+    settings = {name: TINY_STRINGS[name] for name in ("task_max_length", "task_max_size", "num_threads")}
+    settings |= {"num_tasks": 4, "num_examples": [1, 3], "budgets": [0, 1], "seconds": 0.02, "num_ambiguity_tasks": 1}
+    settings |= {"calibrate": "true", "num_calibration_tasks": 4, "tasks": ["string", str(source)]}
+    strings = load_recipe("evaluate_strings")
+    call(strings, monkeypatch, *flags(settings, model_name_or_path=model, output_dir=tmp_path / "out"))
+    generated, read = (json.loads((tmp_path / "out" / f"{name}.json").read_text()) for name in ("string", "some"))
+    by_number = generated["results_by_num_examples"]
+    assert [len(by_number[count]) for count in ("1", "3")] == [2, 2] and generated["results"] == by_number["3"]
+    assert generated["arguments"]["tasks"] == "string" and 0 <= generated["ambiguity"]["share_ambiguous"] <= 1
+    assert set(generated["baselines"]) == {"enumeration", "enumeration_seconds", "nearest_pair"}
+    assert read["num_tasks"] == 2 and list(read["errors"]) == ["some_0"]
+    assemble(model, tmp_path / "card", [tmp_path / "out" / "string.json"], license="apache-2.0")
+    assert (tmp_path / "card" / "calibration.json").is_file() and "`string`, 4 tasks" in (
+        tmp_path / "card" / "README.md"
+    ).read_text()
+    assert json.loads((model / "calibration.json").read_text()) == generated["calibration"]
+    assert "some.jsonl: 2 tasks, 1 of them unreadable" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="is a model of strings; evaluate it with recipes/evaluate_strings.py"):
+        call(evaluate, monkeypatch, "--model_name_or_path", model, "--output_dir", tmp_path / "other")
+    with pytest.raises(ValueError, match="string.json"):
+        call(strings, monkeypatch, *flags(settings, model_name_or_path=model, output_dir=tmp_path / "out"))
+    with pytest.raises(ValueError, match="generator 'sequence' has no strings"):
+        call(
+            strings,
+            monkeypatch,
+            "--model_name_or_path",
+            model,
+            "--tasks",
+            "sequence",
+            "--output_dir",
+            tmp_path / "new",
+        )
+    with pytest.raises(ValueError, match="`max_cols` is 20, but task 'string' has grids with 16; set `max_cols: 16`"):
+        call(train, monkeypatch, *flags({**TINY_STRINGS, "max_cols": 20}, output_dir=tmp_path / "wrong"))

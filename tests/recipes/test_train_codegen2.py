@@ -15,9 +15,10 @@ import torch
 from cases_codegen2 import tiny_tokenizer, tokenizer_config, write_release
 from cases_recipes import ROOT, command, flags, launch, load_recipe, weights
 from cases_recipes import call as call_recipe
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from modeling_lpn import CodeGen2Config, CodeGen2ForCausalLM, infill_layout
+from modeling_lpn import CodeGen2Config, CodeGen2ForCausalLM, infill, infill_layout
 from modeling_lpn.arguments import given, parse_recipe
 from modeling_lpn.code.corpora import split_source, stream_corpus, tokenize_corpus
 from modeling_lpn.code.trainer import load_code_model
@@ -170,6 +171,71 @@ def test_other_objectives_train(preset, data, tmp_path, monkeypatch):
     settings = {"preset": preset, "max_steps": 2, "logging_steps": 1, "eval_strategy": "no", "save_strategy": "no"}
     call(monkeypatch, *settings_of(data, tmp_path, **settings))
     assert all(math.isfinite(entry["loss"]) for entry in history(tmp_path) if "loss" in entry)
+
+
+def test_any_model_learns_to_infill(data, tmp_path, monkeypatch):
+    """A Llama that has no sentinel is given some, trained, and filled with what its tokenizer remembers."""
+    core = AutoTokenizer.from_pretrained(data / "tokenizer").backend_tokenizer
+    plain = PreTrainedTokenizerFast(tokenizer_object=models_without_masks(core), eos_token="<|end_of_text|>")
+    plain.save_pretrained(tmp_path / "llama")
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(plain), max_position_embeddings=128, **sizes)).save_pretrained(
+        tmp_path / "llama"
+    )
+    arguments = [
+        *(
+            "--train_files",
+            data / "code" / "train.parquet",
+            "--validation_files",
+            data / "held_out" / "validation.parquet",
+        ),
+        *("--max_length", 64, "--max_steps", 4, "--per_device_train_batch_size", 4, "--eval_strategy", "steps"),
+        *(
+            "--eval_steps",
+            4,
+            "--num_infill_cases",
+            4,
+            "--num_threads",
+            1,
+            "--disable_tqdm",
+            "true",
+            "--report_to",
+            "none",
+        ),
+    ]
+    first = ["--model_name_or_path", tmp_path / "llama", "--output_dir", tmp_path / "one", "--preset", "fim"]
+    call(monkeypatch, *map(str, [*arguments, *first, "--add_infill_tokens", "starcoder"]))
+    record = json.loads((tmp_path / "one" / "run.json").read_text())
+    assert (
+        "eval_infill_exact_match" in record["evaluation"] and record["arguments"]["add_infill_tokens"] == "starcoder"
+    )
+    again = ["--model_name_or_path", tmp_path / "one", "--output_dir", tmp_path / "two", "--preset", "fim"]
+    call(monkeypatch, *map(str, [*arguments, *again, "--infill_format", "auto"]))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "two")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "two")
+    assert infill(model, tokenizer, "def f(", "):", max_new_tokens=4, infill_format="auto").text.startswith("def f(")
+    for more, message in (
+        (["--add_infill_tokens", "starcoder", "--lora_r", "4"], "`lora_r` would leave them untrained"),
+        ([], "has no sentinel '<mask_1>'.*`add_infill_tokens`"),
+        (["--add_infill_tokens", "starcoder", "--preset", "prefix_lm"], "takes no `block_sequence_ids`"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call(monkeypatch, *map(str, [*arguments, *first, *more, "--output_dir", tmp_path / "three"]))
+
+
+def models_without_masks(core):
+    """The same byte-pair encoding without any added token."""
+    state = json.loads(core.to_str())
+    state["added_tokens"] = []
+    return Tokenizer.from_str(json.dumps(state))
+
+
+def test_spans_by_syntax_are_counted(data, tmp_path, monkeypatch):
+    settings = {"preset": "fim", "fim_rate": 0.8, "syntax_rate": 0.9, "max_steps": 2, "eval_strategy": "no"}
+    call(monkeypatch, *settings_of(data, tmp_path, save_strategy="no", **settings))
+    spans = json.loads((tmp_path / "run.json").read_text())["spans"]
+    assert spans["node"] and spans["run"] and set(spans) <= {"node", "run", "random", "unparsable"}
 
 
 def test_examples_are_shown_and_nothing_is_trained(data, tmp_path, monkeypatch, capsys):

@@ -1,12 +1,25 @@
 import copy
 from dataclasses import replace
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from cases_tasks import make_tasks
 
 from modeling_lpn import LPNConfig, LPNModel, SearchConfig
-from modeling_lpn.tasks.evaluation import choose_search, evaluate_tasks, first_steps, search_grid, shares_trajectory
+from modeling_lpn.tasks.arc import load_tasks, save_tasks
+from modeling_lpn.tasks.evaluation import (
+    BudgetResult,
+    choose_search,
+    evaluate_tasks,
+    find_leaks,
+    first_steps,
+    read_training_pairs,
+    scores_without,
+    search_grid,
+    shares_trajectory,
+)
 
 
 BUDGETS = [5, 0, 1, 12]
@@ -191,3 +204,45 @@ def test_evaluation_searches_as_the_model_says(processor):
     assert run(model, processor, tasks, {"method": "mean"}).results[0].num_evaluations == 1
     saved, given = run(model, processor, tasks, None, [2]), run(model, processor, tasks, SearchConfig(lr=0.5), [2])
     assert saved.trajectories == given.trajectories
+
+
+@pytest.mark.slow
+def test_known_leaks_between_arc_data_sets_are_found_by_content():
+    evaluation = load_tasks("arcagi:evaluation")
+    assert find_leaks(evaluation, read_training_pairs("arcagi:training")) == {
+        "070dd51e": {"training_tasks": ["40853293"], "shared_pairs": 3, "num_pairs": 3}
+    }
+    assert len(find_leaks(evaluation, read_training_pairs("arcagi2:training"))) == 376
+
+
+def test_leaks_of_a_table_of_pairs_and_of_the_arc_tasks_it_was_made_from(tmp_path):
+    grid = pa.list_(pa.list_(pa.uint8()))
+    schema = pa.schema([("task_id", pa.string()), ("input", grid), ("output", grid)])
+    # A pair like those that Re-ARC makes of an ARC task; and one of no ARC task.
+    rows = [("40853293", [[7]], [[7]]), ("mine", [[1, 2]], [[2, 1]])]
+    table = pa.Table.from_pylist([dict(zip(schema.names, row, strict=False)) for row in rows], schema)
+    pq.write_table(table, tmp_path / "pairs.parquet")
+    mine = {
+        "task_id": "other-name",
+        "train": [{"input": [[1, 2]], "output": [[2, 1]]}],
+        "test": [{"input": [[1], [2]]}],
+    }
+    # The same cells in another shape are another grid.
+    turned = {"task_id": "turned", "train": [{"input": [[1], [2]], "output": [[2], [1]]}], "test": [{"input": [[1]]}]}
+    found = find_leaks(
+        [mine, turned, *load_tasks("arcagi:evaluation")], read_training_pairs(tmp_path / "pairs.parquet")
+    )
+    assert set(found) == {"other-name", "070dd51e"}
+    assert found["other-name"] == {"training_tasks": ["mine"], "shared_pairs": 1, "num_pairs": 1}
+    save_tasks([mine], tmp_path / "tasks.parquet")
+    assert set(find_leaks([mine, turned], read_training_pairs(tmp_path / "tasks.parquet"))) == {"other-name"}
+    with pytest.raises(FileNotFoundError, match="neither a known source nor a file"):
+        list(read_training_pairs(tmp_path / "missing.parquet"))
+
+
+def test_scores_without_leaks():
+    tasks = [{"task_id": name, "train": [], "test": [{"input": [[1]], "output": [[1]]}]} for name in ("a", "b")]
+    result = BudgetResult(1, {"a": [[[[1]]]], "b": [[[[2]]]]}, {}, 1.0, 0.0)
+    (scores,) = scores_without(tasks, [result], ["a"])
+    assert scores["top_1_strict_task_accuracy"] == 0 and scores_without(tasks, [result], ["a", "b"]) == [{}]
+    assert scores_without(tasks, [result], [])[0]["top_1_strict_task_accuracy"] == 0.5

@@ -55,13 +55,13 @@ def test_a_step_without_output_says_so(step):
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.integers(0, 2**32), st.integers(16, 64), st.integers(1, 5), st.sampled_from(strings.SPLITS))
+@given(st.integers(0, 2**32), st.integers(16, 64), st.integers(2, 5), st.sampled_from(strings.SPLITS))
 def test_string_tasks_are_what_their_programs_compute(seed, max_length, max_size, split):
     task, dice = StringTask(4, max_length, max_size, split=split), random.Random(seed)
     for _ in range(5):
         program, inputs, outputs = task.draw(dice)
         assert outputs == [run_program(program, text) for text in inputs]
-        assert 1 <= program_size(program) <= max_size and split_of(program) == split
+        assert 1 <= program_size(program) <= max_size and split_of(program, program_size(program)) == split
         assert all(1 <= len(text) <= max_length for text in inputs + outputs)
         assert len(set(outputs)) > 1 and outputs != inputs
 
@@ -115,7 +115,7 @@ def read_value(text):
 @given(st.integers(0, 2**32), st.sampled_from(strings.SPLITS))
 def test_list_tasks_are_what_their_programs_compute(seed, split):
     program, inputs, outputs = ListTask(4, split=split).draw(random.Random(seed))
-    assert split_of(program) == split
+    assert split_of(program, len(program)) == split
     for text, output in zip(inputs, outputs, strict=True):
         first, closed, rest = text.partition("]")
         values = [read_value(first + closed)] + ([read_value(rest.strip())] if rest else [])
@@ -207,6 +207,7 @@ def test_rows_of_string_tasks_hold_strings():
         (lambda: StringTask(max_length=8), "`max_length` is 8; give an integer from 16"),
         (lambda: StringTask(kinds=["names"]), "`kinds` is .*give a list of some of name, email"),
         (lambda: StringTask(split="dev"), "`split` is 'dev'; give one of train, validation, test"),
+        (lambda: StringTask(max_size=1, split="test"), "`split` is 'test' and `max_size` is 1, but programs of one"),
         (lambda: ListTask(max_value=1), "`max_value` is 1"),
         (lambda: ListTask(split=None), "`split` is None"),
         (lambda: SequenceTask(length=1), "`length` is 1"),

@@ -1,0 +1,384 @@
+"""Model cards: every number in them is read from a file that a command wrote, or from the weights."""
+
+import dataclasses
+import difflib
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
+from safetensors import SafetensorError, safe_open
+
+
+FACTS = "card.yaml"
+_MAX_TEXT = 50 * 2**20  # bytes of a JSON or YAML file; results of thousands of tasks stay far below
+_SCORES = ("top_1_strict_task_accuracy", "top_2_strict_task_accuracy", "top_1_pixel_accuracy")
+# Benchmarks of code models that are data sets of the Hub; other sources are named in `CardFacts.benchmarks`.
+_HUB_BENCHMARKS = {"humaneval": "openai/openai_humaneval", "mbpp": "google-research-datasets/mbpp"}
+# Moves a cell to the right: a task that every model can read, for want of one like those it was trained on.
+_EXAMPLE = {
+    "train": [{"input": [[1, 0]], "output": [[0, 1]]}, {"input": [[2, 0]], "output": [[0, 2]]}],
+    "test": [{"input": [[3, 0]]}],
+}
+
+
+@dataclasses.dataclass
+class CardFacts:
+    """What a card says that no results file tells: the content of `card.yaml` in a model folder.
+
+    Args:
+        title (`str`, *optional*): Heading of the card; the name of the repository if not given.
+        license (`str`, *optional*): Of the weights, as the Hub spells it, e.g. `"apache-2.0"`.
+        training_data (`str`, *optional*): What the model was trained on, and its licence, in a sentence or more.
+        datasets (`list[str]`): Hub ids of the training data.
+        base_model (`str`, *optional*): Hub id of the model that training started from.
+        notes (`str`, *optional*): A further limit.
+        example (`dict`, *optional*): The task of the card's snippet, a row without `task_id`.
+        benchmarks (`dict[str, str]`):
+            For an evaluation source (`arcagi:evaluation`, `pattern`, `infill:tokens`) the Hub id of its data set, under
+            which the Hub lists the scores (`.eval_results/`).
+    """
+
+    title: str | None = None
+    license: str | None = None
+    training_data: str | None = None
+    datasets: list[str] = dataclasses.field(default_factory=list)
+    base_model: str | None = None
+    notes: str | None = None
+    example: dict | None = None
+    benchmarks: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def read(cls, folder: str | Path, **given) -> "CardFacts":
+        """
+        The facts of a folder, with those `given` (and not `None`) instead.
+
+        Raises:
+            ValueError: a name is unknown, or a value has another type.
+        """
+        path = Path(folder, FACTS)
+        facts = read_file(path) if path.is_file() else {}
+        facts |= {name: value for name, value in given.items() if value is not None}
+        known = {
+            field.name: field.default_factory if field.default is dataclasses.MISSING else str
+            for field in dataclasses.fields(cls)
+        }
+        known["example"] = dict
+        for name, value in facts.items():
+            if name not in known:
+                near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+                raise ValueError(
+                    f"{FACTS} has {name!r}; "
+                    + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}")
+                )
+            if not isinstance(value, known[name]):
+                raise ValueError(f"`{name}` of {FACTS} is {value!r:.60}; give a {known[name].__name__}")
+        return cls(**facts)
+
+    def write(self, folder: str | Path) -> None:
+        """Writes the facts that are not the default ones; no file where there are none."""
+        facts = {field.name: value for field in dataclasses.fields(self) if (value := getattr(self, field.name))}
+        if facts:
+            Path(folder, FACTS).write_text(
+                yaml.safe_dump(facts, sort_keys=False, allow_unicode=True), encoding="utf-8"
+            )
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """
+    The object in a JSON or YAML file of a model folder, which may come from anybody.
+
+    Raises:
+        ValueError: it is larger than 50 MB, of another form, or no object.
+    """
+    if (size := path.stat().st_size) > _MAX_TEXT:
+        raise ValueError(
+            f"{path} has {size:,} bytes, more than {_MAX_TEXT:,}: it is no {path.suffix[1:]} file of a model; remove it"
+        )
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}; expected are names and values")
+    return content
+
+
+def count_parameters(folder: Path) -> int:
+    """
+    Numbers in the weight files of a folder; what several layers share is saved, and counted, once.
+
+    Raises:
+        ValueError: there is no safetensors file, or a broken one.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"{folder} has no .safetensors file; save the model with `save_pretrained`")
+    total = 0
+    for file in files:
+        try:
+            with safe_open(file, framework="numpy") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 (no mapping)
+                    size = 1
+                    for length in tensors.get_slice(name).get_shape():
+                        size *= length
+                    total += size
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{file} is no whole safetensors file ({error}); save the model again") from error
+    return total
+
+
+def percent(share: float | None) -> str:
+    """`97.5 %`; a dash for what was not measured."""
+    return "-" if share is None else f"{100 * share:.1f} %"
+
+
+@dataclasses.dataclass
+class Evaluation:
+    """A results file as a card shows it.
+
+    Args:
+        file (`str`): its place in the folder.
+        record (`dict`): its content.
+        rows (`list[dict]`): lines of the card's table.
+        scores (`list[tuple]`): `(source, metric, value)` for the metadata.
+    """
+
+    file: str
+    record: dict
+    rows: list[dict]
+    scores: list[tuple[str, str, float]]
+
+    def __getattr__(self, name):
+        # The templates say `evaluation.seed`: how it came about stands at the top of each record.
+        return self.record.get(name)
+
+    @property
+    def tasks(self) -> str:
+        return self.record["arguments"]["tasks"]
+
+    @property
+    def num_errors(self) -> int:
+        return len(self.record["errors"])
+
+    @property
+    def num_compared(self) -> int:
+        return len(self.record.get("compared_on_validation_tasks") or ())
+
+    @property
+    def clean(self) -> str:
+        """The scores without tasks of the training data, at every budget."""
+        rows = [(row["budget"], row.get("scores_without_leaks")) for row in self.rows]
+        name = "top_2_strict_task_accuracy"
+        return ", ".join(
+            f"{percent(scores[name])} at budget {budget} (two attempts)" for budget, scores in rows if scores
+        )
+
+    @property
+    def leaks(self) -> str:
+        found = self.record.get("leaks")
+        if not found:
+            return ""
+        if not found["compared_with"]:
+            return f"Not checked for tasks of the training data: {found['not_compared']}."
+        sources = ", ".join(f"`{source}`" for source in found["compared_with"])
+        count = len(found["tasks"])
+        if not count:
+            return f"No evaluation task occurs in the training data ({sources}; compared by content)."
+        return f"**{count} of these tasks occur in the training data** ({sources}; compared by content): {', '.join(sorted(found['tasks']))}."
+
+
+def read_evaluations(folder: Path) -> list[Evaluation]:
+    """
+    The results files of a folder, in the order of their names.
+
+    Raises:
+        ValueError: one is none of `evaluate_lpn.py` or `evaluate_codegen2.py`.
+    """
+    return [_read_evaluation(path, folder) for path in sorted(folder.glob("results/*.json"))]
+
+
+def _read_evaluation(path: Path, folder: Path) -> Evaluation:
+    record, file = read_file(path), path.relative_to(folder).as_posix()
+    try:
+        if isinstance(record["results"], list):
+            rows, source = record["results"], record["arguments"]["tasks"]
+            scores = [(source, name, rows[-1]["scores"][name]) for name in _SCORES if rows[-1]["scores"]]
+        else:
+            scores = [
+                (source, name, value)
+                for source, result in record["results"].items()
+                for name, value in result["scores"].items()
+                if isinstance(value, int | float)
+            ]
+            rows = [{"benchmark": source, "name": name, "value": f"{value:.4g}"} for source, name, value in scores]
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(
+            f"{path} is no results file of an evaluation ({type(error).__name__}: {error}); give the results.json of evaluate_lpn.py or evaluate_codegen2.py"
+        ) from error
+    return Evaluation(file, record, rows, scores)
+
+
+def eval_results_files(folder: str | Path) -> dict[str, str]:
+    """
+    What the Hub reads into the leaderboards of data sets: `.eval_results/NAME.yaml` -> text, for every results file with a
+    benchmark that is a data set of the Hub (see [`CardFacts`]).
+    """
+    folder, files = Path(folder), {}
+    datasets = {**_HUB_BENCHMARKS, **CardFacts.read(folder).benchmarks}
+    for evaluation in read_evaluations(folder):
+        entries = [
+            EvalResultEntry(datasets[source], task_id=metric, value=value, date=evaluation.date, notes=source)
+            for source, metric, value in evaluation.scores
+            if source in datasets
+        ]
+        if entries:
+            name = f".eval_results/{Path(evaluation.file).stem}.yaml"
+            files[name] = yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False)
+    return files
+
+
+def render_card(folder: str | Path, repo_id: str) -> str:
+    """
+    The card of a model folder.
+
+    Args:
+        folder (`str` or path): with `config.json` (or `adapter_config.json`), weights, and what there is of `run.json`
+            (how it was trained), `results/*.json` (evaluations) and `card.yaml` ([`CardFacts`]).
+        repo_id (`str`): the repository's name, for the snippet.
+
+    Returns:
+        `str`: Markdown, which begins with the metadata.
+
+    Raises:
+        ValueError: a file is missing, or cannot be read.
+    """
+    folder = Path(folder)
+    facts, evaluations = CardFacts.read(folder), read_evaluations(folder)
+    run = read_file(folder / "run.json") if (folder / "run.json").is_file() else {}
+    config, adapter = _read_config(folder), (folder / "adapter_config.json").is_file()
+    family = config.get("model_type", "codegen2")
+    base_model = facts.base_model or config.get("base_model_name_or_path")
+    pipelines = list(config.get("custom_pipelines") or {})
+    values = {
+        "title": facts.title or repo_id.split("/")[-1],
+        "repo_id": repo_id,
+        "metadata": _metadata(facts, base_model, evaluations, repo_id, family, adapter, pipelines),
+        "config": config,
+        "search": ", ".join(f"{name} {value}" for name, value in (config.get("search") or {}).items())
+        or "the defaults",
+        "num_parameters": count_parameters(folder),
+        "example": facts.example or _EXAMPLE,
+        "auto_class": _auto_class(config, adapter),
+        "pipelines": pipelines,
+        "base_model": base_model,
+        "family": family,
+        "adapter": adapter,
+        "evaluations": evaluations,
+        "training_data": _training_data(facts, run),
+        "training": _training(run),
+        "notes": facts.notes,
+        "licence": f"`{facts.license}`." if facts.license else "No licence is stated.",
+        "percent": percent,
+    }
+    return _template(family).render(values).strip() + "\n"
+
+
+def _template(family: str) -> jinja2.Template:
+    name = "lpn.md" if family == "lpn" else "codegen2.md"
+    text = resources.files(__package__).joinpath("card_templates", name).read_text(encoding="utf-8")
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(text)
+
+
+def _read_config(folder: Path) -> dict:
+    for name in ("config.json", "adapter_config.json"):
+        if (folder / name).is_file():
+            return read_file(folder / name)
+    raise ValueError(f"{folder} has no config.json; give the folder that `save_pretrained` or the trainer wrote")
+
+
+def _auto_class(config: dict, adapter: bool) -> str:
+    """Of transformers, which loads the model."""
+    if adapter:
+        return "AutoModelForCausalLM"
+    architecture = (config.get("architectures") or ["?"])[0]
+    return next(
+        (auto for auto, place in (config.get("auto_map") or {}).items() if place.endswith(f".{architecture}")),
+        "AutoModel",
+    )
+
+
+def _metadata(facts, base_model, evaluations, repo_id, family, adapter, pipelines) -> str:
+    tags = {"lpn": ["latent-program-network", "program-synthesis", "arc-agi"]}.get(
+        family, ["codegen2", "code", "infilling"]
+    )
+    results = [
+        EvalResult(
+            task_type="other",
+            task_name=source,
+            dataset_type=facts.benchmarks.get(source, source),
+            dataset_name=source,
+            metric_type=metric,
+            metric_value=value,
+        )
+        for evaluation in evaluations
+        for source, metric, value in evaluation.scores
+    ]
+    data = ModelCardData(
+        license=facts.license,
+        library_name="peft" if adapter else "transformers",
+        base_model=base_model,
+        datasets=facts.datasets or None,
+        tags=tags,
+        pipeline_tag="text-generation" if family != "lpn" else None,
+        model_name=repo_id.split("/")[-1] if results else None,
+        eval_results=results or None,
+    )
+    return data.to_yaml()
+
+
+def _training_data(facts: CardFacts, run: dict) -> str:
+    if facts.training_data:
+        return facts.training_data.strip()
+    arguments = run.get("arguments", {})
+    if "task" in arguments:
+        settings = ", ".join(f"{name[5:]} {value}" for name, value in arguments.items() if name.startswith("task_"))
+        return f"Tasks of the generator `{arguments['task']}` ({settings or 'its defaults'}), drawn while training."
+    if arguments.get("train_files"):
+        return f"The files {', '.join(f'`{name}`' for name in arguments['train_files'])}, mixture of objectives `{arguments.get('preset')}`."
+    return "What it was trained on is not recorded in this repository."
+
+
+def _training(run: dict) -> str:
+    """The record of the training in words."""
+    if not run:
+        return "How it was trained is not recorded in this repository."
+    hardware, metrics = run["hardware"], run.get("metrics", {})
+    seconds = metrics.get("train_runtime")
+    devices = (
+        ", ".join(hardware["gpus"]) or f"{hardware['cpu']}, {hardware['processes']} x {hardware['threads']} threads"
+    )
+    facts = [f"{run['steps']:,} steps" if "steps" in run else None, f"{seconds / 3600:.2f} hours" if seconds else None]
+    lines = [
+        f"{', '.join(filter(None, facts)) or 'Trained'} on {devices}, seed {run['seed']}, {run['date']}, by",
+        "",
+        f"    {run['command']}",
+        "",
+    ]
+    versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items() if version)
+    lines += [f"at commit {run['git_commit'] or 'unknown'} ({versions}). [run.json](run.json) has all settings."]
+    scores = {name.removeprefix("eval_"): value for name, value in (run.get("evaluation") or {}).items()}
+    shown = [
+        f"{name} {value:.4g}"
+        for name, value in scores.items()
+        if isinstance(value, int | float) and "per_second" not in name
+    ]
+    return "\n".join(lines + (["", f"Evaluated at the end of training: {', '.join(shown)}."] if shown else []))
+
+
+__all__ = ["CardFacts", "count_parameters", "eval_results_files", "read_evaluations", "render_card"]

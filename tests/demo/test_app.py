@@ -1,0 +1,269 @@
+"""The demo, driven in a browser at the size of a desktop and of a phone, and its limits without one."""
+
+import http.client
+import json
+import re
+import shutil
+import time
+import urllib.parse
+
+import pytest
+import torch
+from cases_codegen2 import tiny_tokenizer, tokenizer_config
+
+from modeling_lpn import CodeGen2ForCausalLM, CodeInfillingPipeline, LPNConfig, LPNModel, LPNProcessor
+from modeling_lpn import ProgramInductionPipeline as Induction
+from modeling_lpn.demo.app import HOLE, Programs, build_demo, infill_code, launch_settings, objective_example
+from modeling_lpn.demo.limits import MAX_BODY, MAX_CHARACTERS
+from modeling_lpn.demo.pictures import answers_html, code_html, problem_html
+from modeling_lpn.tasks.plots import ARC_PALETTE
+
+
+BROWSERS = ("chromium", "google-chrome")
+BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --disable-dev-shm-usage"
+)
+SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
+needs_browser = pytest.mark.skipif(
+    BROWSER is None or shutil.which("chromedriver") is None,
+    reason="there is no chromium with its chromedriver (Debian: apt-get install chromium chromium-driver)",
+)
+
+
+@pytest.fixture(scope="module")
+def pipelines():
+    torch.manual_seed(0)
+    plane = LPNModel(LPNConfig(max_rows=4, max_cols=4, latent_dim=2, search={"num_steps": 20, "lr": 0.5})).eval()
+    tokenizer = tiny_tokenizer()
+    config = tokenizer_config(tokenizer)
+    config.n_positions = 512
+    return {
+        "plane": Induction(plane, processor=LPNProcessor(max_rows=4, max_cols=4)),
+        "code": CodeInfillingPipeline(CodeGen2ForCausalLM(config).eval(), tokenizer=tokenizer),
+    }
+
+
+@pytest.fixture(scope="module")
+def url(pipelines):
+    demo = build_demo(pipelines)
+    _, address, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_settings())
+    yield address
+    demo.close()
+
+
+@pytest.fixture(params=SIZES)
+def page(request, url):
+    driver = open_browser(*SIZES[request.param])
+    try:
+        driver.get(url)
+        page = Page(driver, request.param)
+        page.wait("#editor canvas")
+        yield page
+        assert not [entry for entry in driver.get_log("browser") if entry["level"] == "SEVERE"]
+    finally:
+        driver.quit()
+
+
+def open_browser(width, height):
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER
+    for flag in [*FLAGS.split(), f"--window-size={width},{height}"]:
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    if width < 600:
+        metrics = {"width": width, "height": height, "pixelRatio": 1.0}
+        options.add_experimental_option("mobileEmulation", {"deviceMetrics": metrics})
+    return webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
+
+
+class Page:
+    """The page of the demo by its ids."""
+
+    def __init__(self, driver, size):
+        self.driver, self.size = driver, size
+
+    def js(self, script, *arguments):
+        return self.driver.execute_script(script, *arguments)
+
+    def find(self, css):
+        return self.driver.find_element("css selector", css)
+
+    def texts(self, css):
+        return self.js("return [...document.querySelectorAll(arguments[0])].map(node => node.textContent)", css)
+
+    def text(self, css):
+        return " ".join(self.texts(css))
+
+    def until(self, happened, seconds=60):
+        end = time.monotonic() + seconds
+        while not happened():
+            assert time.monotonic() < end, {css: self.text(css) for css in ("#message", "#status", "#program")}
+            time.sleep(0.1)
+
+    def wait(self, css, words=""):
+        self.until(lambda: any(words in text for text in self.texts(css)))
+
+    def place(self):
+        """The point of the map whose program is shown."""
+        return [float(number) for number in re.search(r"\((.*)\)", self.text("#program"))[1].split(",")]
+
+    def click(self, css, x=None, y=None):
+        """Clicks an element, at offsets from its centre if given."""
+        from selenium.webdriver.common.action_chains import ActionChains
+
+        node = self.find(css)
+        self.js("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", node)
+        if x is None:
+            return node.click()
+        ActionChains(self.driver).move_to_element_with_offset(node, x, y).click().perform()
+
+    def tab(self, name):
+        self.js(
+            "[...document.querySelectorAll('button[role=tab]')].find(b => b.textContent.includes(arguments[0])).click()",
+            name,
+        )
+
+    def task(self):
+        """What the editor holds, by way of its button that saves it."""
+        return json.loads(
+            self.driver.execute_async_script(
+                "const done = arguments[0], create = URL.createObjectURL;"
+                "URL.createObjectURL = (blob) => { blob.text().then(done); URL.createObjectURL = create; return '#'; };"
+                "[...document.querySelectorAll('#editor .tools button')].at(-1).click()"
+            )
+        )
+
+    def grids(self, css):
+        return self.js(
+            "return [...document.querySelectorAll(arguments[0] + ' table.grid')].map(table => [...table.rows].map("
+            "row => [...row.cells].map(cell => Number(cell.dataset.color))))",
+            css,
+        )
+
+
+@needs_browser
+def test_in_the_browser(page, pipelines, tmp_path, monkeypatch):
+    from selenium.webdriver.common.keys import Keys
+
+    infer, canvas = pipelines["plane"], "#editor canvas"
+    # Draw with the pointer and with the keyboard.
+    page.click("#editor .color:nth-child(5)")
+    page.click(canvas, 12, 12)
+    page.find(canvas).send_keys(Keys.ARROW_LEFT, Keys.ARROW_LEFT, Keys.ARROW_LEFT, Keys.ARROW_UP * 3, "7")
+    task = page.task()
+    assert task["train"][0]["input"][0][0] == 7 and task["train"][0]["input"][2][2] == 4
+    pixel = page.js("return [...arguments[0].getContext('2d').getImageData(10, 10, 1, 1).data]", page.find(canvas))
+    assert pixel[:3] == [int(ARC_PALETTE[7][place : place + 2], 16) for place in (1, 3, 5)]
+    assert "output" not in task["test"][0]
+    # Search, and read the answers.
+    page.click("#search")
+    page.wait("#status [data-ended=finished]")
+    page.wait("#answers figcaption", "Answer 2")
+    wanted = infer(task)
+    assert page.grids("#answers") == wanted["grids"][0]
+    assert f"{wanted['num_evaluations']} decoder evaluations" in page.text("#status")
+    assert page.js("return document.querySelector('#curve polyline').points.length") == 21
+    # Click the map: the program of that place is executed.
+    page.until(
+        lambda: page.click("canvas.map", 60, -30) or "Program at (" in page.text("#program")
+    )  # once it is there
+    place, query = page.place(), {k: v for k, v in infer.processor(task).items() if k.startswith("query")}
+    output = infer.model.execute(torch.tensor([[place]]), **query)
+    assert page.grids("#program")[0] == infer.processor.post_process(output)[0][0][0]
+    page.find("canvas.map").send_keys(Keys.ARROW_RIGHT)
+    page.until(lambda: page.place()[0] > place[0])
+    assert page.place()[1] == place[1]
+    # A broken file is refused in words, and the task stays; a good one replaces it.
+    (tmp_path / "broken.json").write_text("<script>alert(1)</script>")
+    page.find("#upload input[type=file], input[type=file]").send_keys(str(tmp_path / "broken.json"))
+    page.wait("#message .problem", "This is no JSON")
+    assert page.task() == task
+    (tmp_path / "good.json").write_text(
+        json.dumps({"train": [{"input": [[1]], "output": [[2]]}], "test": [{"input": [[3]]}]})
+    )
+    page.find("#upload input[type=file], input[type=file]").send_keys(str(tmp_path / "good.json"))
+    page.until(lambda: len(page.task()["train"]) == 1)
+    assert page.task()["train"] == [{"input": [[1]], "output": [[2]]}]
+    # Stop a search on its way.
+    slow = infer.model.log_prob
+    monkeypatch.setattr(infer.model, "log_prob", lambda *args, **kwargs: (time.sleep(0.1), slow(*args, **kwargs))[1])
+    page.click("#search")
+    page.wait("#status", "Searching")
+    page.click("#stop")
+    page.wait("#status [data-ended=stopped]")
+    monkeypatch.undo()
+    # The other tabs.
+    page.tab("Infill")
+    page.click("#fill")
+    page.wait("#infilled .code", "def mean(values):")
+    assert page.js("return document.querySelectorAll('#infilled mark.written').length") == 2
+    page.tab("objectives")
+    page.click("#show")
+    page.wait("#example .control", "<mask_1>")
+    assert page.js("return document.documentElement.scrollWidth <= window.innerWidth")
+
+
+@pytest.mark.parametrize(
+    "header, status", [(("Content-Length", str(MAX_BODY + 1)), 413), (("Transfer-Encoding", "chunked"), 411)]
+)
+def test_a_body_that_is_too_large_is_refused(url, header, status):
+    connection = http.client.HTTPConnection(urllib.parse.urlsplit(url).netloc, timeout=30)
+    connection.putrequest("POST", "/gradio_api/queue/join")
+    connection.putheader(*header)
+    connection.endheaders()  # refused before a byte of it is sent
+    assert connection.getresponse().status == status
+    connection.close()
+
+
+def test_limits_of_infilling(pipelines):
+    fill = pipelines["code"]
+    page = infill_code(fill, f"<b>{HOLE}</b>{HOLE}", 2)
+    assert page.startswith('<pre class="code">&lt;b&gt;<mark class="written">') and page.count("<mark") == 2
+    for text, tokens, message in (
+        ("a", 4, f"has no hole; write {HOLE}"),
+        (HOLE * 6, 4, "has 6 holes; this demo fills 5"),
+        ("a" * (MAX_CHARACTERS + 1), 4, "has 20001 characters"),
+        (HOLE, 0, "0 tokens for each hole"),
+        (HOLE, 65, "65 tokens for each hole"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            infill_code(fill, text, tokens)
+
+
+@pytest.mark.parametrize("name", ["causal", "span_corruption", "infill", "prefix_lm"])
+def test_an_example_of_each_objective(pipelines, name):
+    text = "def add(a, b):\n    return a + b\n"
+    page = objective_example(pipelines["code"], name, text, seed=3)
+    assert page.count('class="learned"') > 1  # beside the legend
+    assert ('class="both">def' in page) == (name == "prefix_lm")
+    assert ("&lt;mask_1&gt;" in page) == (name in ("span_corruption", "infill"))
+    with pytest.raises(ValueError, match="The text has 0 characters"):
+        objective_example(pipelines["code"], name, "", seed=0)
+
+
+def test_files_and_demos_that_are_refused(pipelines, tmp_path):
+    programs = Programs({"plane": pipelines["plane"]})
+    for content, message in (
+        (b"\xff", "is no text"),
+        (b" " * (2**20 + 1), "more than 1048576 bytes"),
+        (b"3", "is a int"),
+    ):
+        (tmp_path / "task.json").write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            programs.read_file("plane", str(tmp_path / "task.json"))
+    with pytest.raises(ValueError, match="There is no program yet: search first"):
+        programs.show_point(None, 0.0, 0.0)
+    with pytest.raises(ValueError, match="The demo has no model"):
+        build_demo({})
+
+
+def test_texts_from_outside_are_escaped():
+    assert "<script>" not in problem_html("<script>") + code_html([("<script>", "written")]) + answers_html(
+        ["<script>"], [[[1]]], [[[1]]]
+    )
+    assert len(problem_html("x" * 10_000)) < 600

@@ -1,0 +1,57 @@
+"""The checkpoints in model_cards/: each is its repository on the Hub, whole, up to date and below 8 MB."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModel, AutoProcessor
+
+import modeling_lpn
+from modeling_lpn import PatternTask, TaskStream, evaluate_tasks
+from modeling_lpn.hub import PUBLISHED, check_files
+from modeling_lpn.tasks.stream import tasks_from_stream
+
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = sorted(path.parent for path in (ROOT / "model_cards").glob("*/config.json"))
+CODE = {path.name: path for path in Path(modeling_lpn.__file__).parent.glob("*/*_*.py")}
+LARGEST = {"lpn-strings": 16}  # MB; 8 for the others
+
+
+@pytest.fixture(params=FOLDERS, ids=lambda folder: folder.name)
+def folder(request):
+    return request.param
+
+
+def test_a_folder_is_whole_and_small(folder):
+    sizes = check_files(folder, PUBLISHED)
+    assert {"README.md", "model.safetensors", "run.json"} <= set(sizes)
+    assert sum(sizes.values()) < LARGEST.get(folder.name, 8) * 10**6
+    assert any(name.startswith("results/") for name in sizes)
+    assert f"{folder.name}" in (folder / "README.md").read_text().split("---")[2]
+
+
+def test_its_code_is_that_of_the_package(folder):
+    """After a change: `python recipes/publish.py model_cards/<name> <user>/<name> --output_dir model_cards/<name>`."""
+    copies = list(folder.glob("*.py"))
+    assert copies
+    for copy in copies:
+        assert copy.read_text() == CODE[copy.name].read_text(), copy.name
+
+
+def test_the_card_tells_what_the_results_say(folder):
+    card = (folder / "README.md").read_text()
+    for path in (folder / "results").glob("*.json"):
+        assert f"results/{path.name}" in card
+        assert json.loads(path.read_text())["git_commit"] in card
+
+
+def test_patterns_are_solved_by_the_saved_search():
+    folder = ROOT / "model_cards" / "lpn-pattern-4x4"
+    model, processor = AutoModel.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
+    tasks = tasks_from_stream(TaskStream(PatternTask(3, 4, 4, 3), 40, seed=77), 40)
+    with torch.no_grad():
+        (result,) = evaluate_tasks(model, processor, tasks, batch_size=40).results
+    assert result.budget == model.config.search["num_steps"]
+    assert result.scores["top_1_strict_task_accuracy"] == 1.0
