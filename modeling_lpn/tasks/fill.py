@@ -43,14 +43,14 @@ class Calibration:
         )
 
     @classmethod
-    def fit(cls, scores: Any, right: Sequence[bool], ridge: float = 1.0) -> "Calibration":
+    def fit(cls, scores: Any, right: Sequence[bool], ridge: float = 0.1) -> "Calibration":
         """
         Fits the regression by Newton's method.
 
         Args:
             scores: `(answers, 2)`, see [`answer_task`].
             right (`Sequence[bool]`): Which answers were right.
-            ridge (`float`, defaults to 1.0): Penalty on the squared weights, so that they stay finite where scores tell all.
+            ridge (`float`, defaults to 0.1): Penalty on the squared weights, so that they stay finite where scores tell all.
 
         Raises:
             `ValueError`: there are no answers.
