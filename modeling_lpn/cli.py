@@ -129,7 +129,7 @@ def _add_fill(commands) -> None:
     fill.add_argument("--output", help="file to write (default: print the table)")
     fill.add_argument("--overwrite", action="store_true", help="replace the file named by --output if it is there")
     fill.add_argument("--budget", type=int, help="gradient steps, or samples; the model's own setting if not given")
-    fill.add_argument("--threshold", type=float, default=0.9, help="probability that counts as sure (default: 0.9)")
+    fill.add_argument("--threshold", type=float, default=0.75, help="probability that counts as sure (default: 0.75)")
     fill.add_argument("--explain", action="store_true", help="say what the search did, and the next best answers")
     fill.set_defaults(run=fill_column)
 

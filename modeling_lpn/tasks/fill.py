@@ -238,7 +238,7 @@ def fill_table(
     table: Table,
     search_config: SearchConfig | Mapping[str, Any] | None = None,
     calibration: Calibration | None = None,
-    threshold: float = 0.9,
+    threshold: float = 0.75,
     max_examples: int = 8,
 ) -> FilledTable:
     """
@@ -249,7 +249,7 @@ def fill_table(
         model ([`LPNModel`]), processor ([`StringProcessor`]): The model and its processor.
         table ([`Table`]): What [`read_table`] reads; it is not changed.
         search_config, calibration: As in [`answer_task`].
-        threshold (`float`, defaults to 0.9): Probability from which an answer counts as sure.
+        threshold (`float`, defaults to 0.75): Probability from which an answer counts as sure.
         max_examples (`int`, defaults to 8): Filled rows to learn from at most, the first ones.
 
     Returns:
