@@ -18,10 +18,11 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from modeling_lpn import InfillFormat, add_infill_tokens, infill, infill_layout
+from modeling_lpn import infill, infill_layout
 from modeling_lpn.code.benchmarks import CodeTask
 from modeling_lpn.code.corpora import tokenize_corpus
 from modeling_lpn.code.evaluation import InfillCase, evaluate_infilling
+from modeling_lpn.code.infill_formats import InfillFormat, add_infill_tokens
 from modeling_lpn.code.objectives import OBJECTIVES, PRESETS, Infill
 from modeling_lpn.code.sampling import SamplingConfig, sample_completions
 from modeling_lpn.codegen2.infilling_codegen2 import (
