@@ -24,7 +24,6 @@ from modeling_lpn import (
     DocumentStream,
     ObjectiveMixture,
     PackedSequences,
-    add_infill_tokens,
     infill_layout,
     open_sources,
 )
@@ -33,6 +32,7 @@ from modeling_lpn.code.arguments import CodeGen2Arguments, CodeTrainingArguments
 from modeling_lpn.code.collator import check_attention, explain
 from modeling_lpn.code.corpora import read_rows
 from modeling_lpn.code.evaluation import make_infill_cases
+from modeling_lpn.code.infill_formats import add_infill_tokens
 from modeling_lpn.code.packing import StreamedSequences
 from modeling_lpn.code.spans import SyntaxSplitter
 from modeling_lpn.code.token_splitter import TokenSplitter
