@@ -216,6 +216,8 @@ def fill_column(args: argparse.Namespace) -> None:
         Path(args.output).write_text(filled.to_text(), encoding="utf-8")
     unsure = sum(not cell.is_sure for cell in filled.cells)
     print(f"{len(filled.cells)} cells filled, not sure of {unsure}", file=sys.stderr)
+    for row, why in filled.unread.items():
+        print(f"row {row + 2} not read: {why}", file=sys.stderr)
     if calibration is None:
         print("the model has no calibration.json: none can be sure", file=sys.stderr)
     if args.explain:
