@@ -21,6 +21,7 @@ def test_examples_of_a_module(module):
 
 def test_examples_of_the_readme(tmp_path, monkeypatch):
     text = (ROOT / "README.md").read_text()
+    (tmp_path / "model_cards").symlink_to(ROOT / "model_cards")
     monkeypatch.chdir(tmp_path)
     assert ">>>" in text
     parser = doctest.DocTestParser().get_doctest(text.replace("```", ""), {}, "README.md", "README.md", 0)
