@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ACCELERATE := $(BIN)/accelerate launch --config_file recipes/accelerate_configs/cpu.yaml
 
-.PHONY: quickstart quickstart-code test slow style quality clean
+.PHONY: quickstart quickstart-code gpu test slow style quality clean
 
 # Train on a CPU for a few minutes, then solve 200 unseen tasks by latent search; pictures in outputs/quickstart.
 quickstart: .venv/.installed
@@ -16,6 +16,12 @@ quickstart-code: .venv/.installed
 	$(BIN)/python recipes/train_tokenizer.py --files outputs/stdlib/train.parquet --vocab_size 1024 --output_dir outputs/tokenizer_1k --overwrite
 	$(ACCELERATE) recipes/train_codegen2.py recipes/codegen2/quickstart.yaml
 	$(ACCELERATE) recipes/evaluate_codegen2.py recipes/codegen2/quickstart_eval.yaml
+
+# Tests, benchmarks and trainings in the MINUTES for which an accelerator is at hand; goes on at the next call. Takes the Python
+# that is there, since such a machine may reach no package index: .venv if it exists, else PYTHON.
+MINUTES ?= 9
+gpu:
+	$(firstword $(wildcard $(BIN)/python) $(PYTHON)) recipes/gpu.py --minutes $(MINUTES) $(ARGS)
 
 test: .venv/.installed
 	$(BIN)/python -m pytest -m "not slow and not gpu"

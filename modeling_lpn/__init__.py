@@ -4,14 +4,14 @@ import importlib
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoProcessor
 
+from .code import infill_formats  # noqa: F401 (registers the formats of other families)
 from .code.collator import DataCollatorForCodeObjectives
 from .code.corpora import load_corpus, open_sources, tokenize_corpus
-from .code.infill_formats import add_infill_tokens  # and registers the formats of other families
 from .code.objectives import ObjectiveMixture
 from .code.packing import DocumentStream, PackedSequences
 from .code.tokenizer import prepare_codegen2_tokenizer, train_codegen2_tokenizer
 from .codegen2.configuration_codegen2 import CodeGen2Config
-from .codegen2.infilling_codegen2 import InfillFormat, infill, infill_layout
+from .codegen2.infilling_codegen2 import infill, infill_layout
 from .codegen2.modeling_codegen2 import CodeGen2ForCausalLM, CodeGen2ForSequenceClassification, CodeGen2Model
 from .codegen2.pipeline_codegen2 import CodeInfillingPipeline
 from .lpn.configuration_lpn import LPNConfig
@@ -53,8 +53,6 @@ __version__ = "0.2.0"
 _LATE = {"CodeTrainer": ".code.trainer", "LPNTrainer": ".tasks.trainer"}
 
 __all__ = [
-    "InfillFormat",
-    "add_infill_tokens",
     "CodeGen2Config",
     "CodeGen2ForCausalLM",
     "CodeGen2ForSequenceClassification",

@@ -129,7 +129,7 @@ def _add_fill(commands) -> None:
     fill.add_argument("--output", help="file to write (default: print the table)")
     fill.add_argument("--overwrite", action="store_true", help="replace the file named by --output if it is there")
     fill.add_argument("--budget", type=int, help="gradient steps, or samples; the model's own setting if not given")
-    fill.add_argument("--threshold", type=float, default=0.9, help="probability that counts as sure (default: 0.9)")
+    fill.add_argument("--threshold", type=float, default=0.75, help="probability that counts as sure (default: 0.75)")
     fill.add_argument("--explain", action="store_true", help="say what the search did, and the next best answers")
     fill.set_defaults(run=fill_column)
 
@@ -216,6 +216,8 @@ def fill_column(args: argparse.Namespace) -> None:
         Path(args.output).write_text(filled.to_text(), encoding="utf-8")
     unsure = sum(not cell.is_sure for cell in filled.cells)
     print(f"{len(filled.cells)} cells filled, not sure of {unsure}", file=sys.stderr)
+    for row, why in filled.unread.items():
+        print(f"row {row + 2} not read: {why}", file=sys.stderr)
     if calibration is None:
         print("the model has no calibration.json: none can be sure", file=sys.stderr)
     if args.explain:

@@ -456,11 +456,14 @@ def _request(folder: Path) -> dict:
     search = SearchConfig.of(config.search)
     if search.budget is not None:
         search = search.at_budget(min(2, search.budget))  # every part of the model runs, whatever the saved budget
-    pair = {"input": [[0, 1]], "output": [[1, 0]]}
+    # A processor of strings names the characters that it knows.
+    alphabet = read_file(folder / "processor_config.json").get("alphabet")
+    grid = [[0, 1]] if alphabet is None else alphabet[:2]
+    pair = {"input": grid, "output": grid[::-1]}
     return {
         **request,
         "kind": "grids",
-        "inputs": {"task": {"train": [pair, pair], "test": [{"input": [[0, 1]]}]}, "search": search.to_dict()},
+        "inputs": {"task": {"train": [pair, pair], "test": [{"input": grid}]}, "search": search.to_dict()},
     }
 
 

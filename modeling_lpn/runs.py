@@ -6,6 +6,7 @@ import math
 import os
 import platform
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -217,6 +218,44 @@ def _is_mistake(error: Exception) -> bool:
     place = Path(frame.f_code.co_filename)
     ours = place.is_relative_to(Path(__file__).parent) or place.name == Path(sys.argv[0]).name
     return isinstance(error, OSError) or ours or place.name in _CHECKS_OF_SETTINGS
+
+
+class ThreadChoice(TrainerCallback):
+    """
+    Trains on as many CPU threads as are fastest here: tries one, half and all of them in the first steps, says what a step
+    took, and goes on with the best. Operators of a small model are too short for a barrier each, and in a container with
+    less CPU than it has cores, or beside another process, every barrier waits.
+
+    Args:
+        most (`int`): all threads that this process may use.
+    """
+
+    STEPS = 5  # with each number; the first of them is not counted
+
+    def __init__(self, most: int):
+        self.seconds: dict[int, list[float]] = {number: [] for number in sorted({1, max(1, most // 2), most})}
+        self.chosen: int | None = most if len(self.seconds) == 1 else None
+        self.start = 0.0
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if self.chosen is None:
+            torch.set_num_threads(self._tried())
+            self.start = time.perf_counter()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.chosen is not None:
+            return
+        self.seconds[self._tried()].append(time.perf_counter() - self.start)
+        if self._tried() is None:
+            medians = {number: statistics.median(times[1:]) for number, times in self.seconds.items()}
+            self.chosen = min(medians, key=medians.__getitem__)
+            torch.set_num_threads(self.chosen)
+            if state.is_world_process_zero:
+                figures = ", ".join(f"{1000 * seconds:.0f} ms with {number}" for number, seconds in medians.items())
+                print(f"CPU threads: a step takes {figures}; going on with {self.chosen} (--num_threads fixes them)")
+
+    def _tried(self) -> int | None:
+        return next((number for number, times in self.seconds.items() if len(times) < self.STEPS), None)
 
 
 class TimeBudget(TrainerCallback):

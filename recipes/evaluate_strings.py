@@ -7,7 +7,7 @@ gets one JSON file for each: accuracy at every search budget (the mean latent is
 examples, and for every number of them (`results_by_num_examples`); the baselines `nearest_pair` (copies the output of the most similar input) and `enumeration` (the smallest program of the
 space of `tasks/strings.py`, with the time per task that the search took, or `--seconds`). A task that the
 model cannot read counts as wrong. `--calibrate true` fits how probably an answer is right on validation tasks of the first
-generator and writes `calibration.json` into the folder of the model.
+generator, and as many of programs seen in training, and writes `calibration.json` into the folder of the model.
 """
 
 import dataclasses
@@ -47,7 +47,7 @@ class EvaluationArguments:
     max_size: int = option(4, "Operations of an enumerated program.")
     num_ambiguity_tasks: int = option(0, "Generated tasks to look for other programs of the same size on.")
     calibrate: bool = option(False, "Fit calibration.json of the model (a local folder) on validation tasks.")
-    num_calibration_tasks: int = option(400, "Half to fit, half to check.")
+    num_calibration_tasks: int = option(400, "Half of seen programs; half of all to fit, half to check.")
     overwrite: bool = option(False, "Replace the results of an earlier evaluation in output_dir.")
     num_threads: int | None = option(None, "CPU threads; all cores if not given.")
 
@@ -58,8 +58,7 @@ def read_tasks(source: str, args, task_args, num_examples: int, split: str) -> l
     task = make_task(source, task_args, num_pairs=max(args.num_examples) + 1, split=split)
     if not hasattr(task, "processor"):
         raise ValueError(f"generator {source!r} has no strings; evaluate it with recipes/evaluate_lpn.py")
-    count = args.num_tasks if split == args.split else args.num_calibration_tasks
-    rows = tasks_from_stream(TaskStream(task, count, args.seed), count)
+    rows = tasks_from_stream(TaskStream(task, args.num_tasks, args.seed), args.num_tasks)
     return [{**row, "train": row["train"][:num_examples]} for row in rows]
 
 
@@ -109,7 +108,11 @@ def ambiguity(args, task_args) -> dict:
 def calibrate(args, task_args, model, processor, search: SearchConfig) -> Calibration:
     source = next(name for name in args.tasks if name in TASK_GENERATORS)
     scores, right = [], []
-    for task in read_tasks(source, args, task_args, max(args.num_examples), "validation"):
+    other = dataclasses.replace(args, seed=args.seed + 1, num_tasks=args.num_calibration_tasks // 2)
+    unseen, seen = (
+        read_tasks(source, other, task_args, max(args.num_examples), split) for split in ("validation", "train")
+    )
+    for task in (task for pair in zip(unseen, seen, strict=True) for task in pair):
         answers, _ = answer_task(model, processor, task, search, num_candidates=1, seed=args.seed)
         scores.append(answers[0][0].scores)
         right.append(answers[0][0].text == task["test"][0]["output"])
@@ -117,7 +120,7 @@ def calibrate(args, task_args, model, processor, search: SearchConfig) -> Calibr
     fitted = Calibration.fit(scores[:half], right[:half])
     fitted.measured = {
         "tasks": source,
-        "split": "validation",
+        "splits": ["validation", "train"],
         "fitted_on": half,
         **fitted.check(scores[half:], right[half:]),
     }

@@ -24,7 +24,6 @@ from modeling_lpn import (
     DocumentStream,
     ObjectiveMixture,
     PackedSequences,
-    add_infill_tokens,
     infill_layout,
     open_sources,
 )
@@ -33,13 +32,16 @@ from modeling_lpn.code.arguments import CodeGen2Arguments, CodeTrainingArguments
 from modeling_lpn.code.collator import check_attention, explain
 from modeling_lpn.code.corpora import read_rows
 from modeling_lpn.code.evaluation import make_infill_cases
+from modeling_lpn.code.infill_formats import add_infill_tokens
 from modeling_lpn.code.packing import StreamedSequences
 from modeling_lpn.code.spans import SyntaxSplitter
 from modeling_lpn.code.token_splitter import TokenSplitter
 from modeling_lpn.code.trainer import CodeTrainer, add_lora, load_code_model, load_code_tokenizer
 from modeling_lpn.cpu import speed_up_on_cpu
 from modeling_lpn.runs import (
+    ThreadChoice,
     TimeBudget,
+    cores_of_process,
     end_together,
     find_checkpoint,
     is_finished,
@@ -83,7 +85,10 @@ class RunArguments:
     lora_r: int = option(0, "Rank of LoRA adapters; 0 trains all weights.")
     lora_alpha: int = option(32, "Scale of LoRA adapters.")
     explain: int = option(0, "Print so many training examples and stop.")
-    num_threads: int | None = option(None, "CPU threads of a process; all cores if not given.")
+    num_threads: int | None = option(
+        None,
+        "CPU threads of a process; the fastest of one, half and all cores, tried in the first steps, if not given.",
+    )
 
 
 def load_tokenizer(run):
@@ -196,6 +201,8 @@ def main():
         infill_settings={"infill_format": run.infill_format, "max_new_tokens": run.infill_span_tokens + 1},
     )
     trainer.add_callback(budget := TimeBudget(args.max_minutes))
+    if run.num_threads is None and args.device.type == "cpu":
+        trainer.add_callback(ThreadChoice(cores_of_process()))
     if args.overwrite:
         remove_checkpoints(args)
     result = trainer.train(resume_from_checkpoint=checkpoint)

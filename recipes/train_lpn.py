@@ -17,7 +17,9 @@ from transformers import AutoModel, set_seed
 from modeling_lpn import DataCollatorForGridTasks, LPNConfig, LPNModel, LPNProcessor, SearchConfig, TaskStream
 from modeling_lpn.arguments import given, option, parse_recipe
 from modeling_lpn.runs import (
+    ThreadChoice,
     TimeBudget,
+    cores_of_process,
     end_together,
     find_checkpoint,
     is_finished,
@@ -55,7 +57,10 @@ class RunArguments:
     num_eval_tasks: int = option(100, "How many of them.")
     eval_seed: int = option(1_000_000, "Seed of generated evaluation tasks.")
     eval_budgets: list[int] = option([0, 5, 20], "Search budgets to evaluate.")
-    num_threads: int | None = option(None, "CPU threads of a process; all cores if not given.")
+    num_threads: int | None = option(
+        None,
+        "CPU threads of a process; the fastest of one, half and all cores, tried in the first steps, if not given.",
+    )
 
     def __post_init__(self):
         if wrong := [budget for budget in self.eval_budgets if budget < 0]:
@@ -141,6 +146,8 @@ def main():
         eval_budgets=run.eval_budgets,
     )
     trainer.add_callback(budget := TimeBudget(args.max_minutes))
+    if run.num_threads is None and args.device.type == "cpu":
+        trainer.add_callback(ThreadChoice(cores_of_process()))
     if args.overwrite:
         remove_checkpoints(args)
     result = trainer.train(resume_from_checkpoint=checkpoint)

@@ -13,6 +13,7 @@ import torch
 from modeling_lpn.arguments import RecipeTrainingArguments
 from modeling_lpn.codegen2.infilling_codegen2 import find_format
 from modeling_lpn.runs import (
+    ThreadChoice,
     TimeBudget,
     describe_run,
     find_checkpoint,
@@ -146,6 +147,26 @@ def test_a_time_budget_ends_a_run_and_says_what_it_will_take(monkeypatch, capsys
         budget.on_step_end(args, state, control)
     assert state.global_step == 30 and control.should_training_stop and not control.should_save
     assert "20 steps took 200.0 s: 13.3 minutes for the other steps" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("most,tried", [(1, []), (2, [1, 2]), (8, [1, 4, 8])])
+def test_the_fastest_number_of_threads_is_chosen(most, tried, monkeypatch, capsys):
+    cost, now, used, before = {1: 3.0, 2: 2.0, 4: 1.0, 8: 4.0}, [0.0], [], torch.get_num_threads()
+    monkeypatch.setattr("modeling_lpn.runs.time.perf_counter", lambda: now[0])
+    choice, state = ThreadChoice(most), SimpleNamespace(is_world_process_zero=True)
+    try:
+        for _ in range(20):
+            choice.on_step_begin(None, state, None)
+            used.append(torch.get_num_threads())
+            now[0] += cost.get(used[-1], 0.0)
+            choice.on_step_end(None, state, None)
+        best = min(tried, key=cost.__getitem__) if tried else before
+        trials = [number for number in tried for _ in range(ThreadChoice.STEPS)]
+        assert used == trials + [best] * (20 - len(trials)) and torch.get_num_threads() == best
+    finally:
+        torch.set_num_threads(before)
+    printed = capsys.readouterr().out
+    assert (f"going on with {best}" in printed) if tried else not printed
 
 
 def test_a_run_is_described():

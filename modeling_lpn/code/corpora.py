@@ -6,11 +6,13 @@ Whatever a source looks like, its rows come out as `text` and `path`. Rows witho
 
 import functools
 import hashlib
+import importlib.util
 import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -139,7 +141,7 @@ def _open_hub(place: str) -> dict[str, Any]:
     given = dict(zip(("name", "split")[-len(parts) :] if parts else (), parts, strict=True))
     if twice := sorted(set(given) & set(settings)):
         raise ValueError(f"{place!r} gives {twice[0]!r} twice; leave one of the two out")
-    return {"hub": {"path": name, "split": "train", **given, **settings}}
+    return {"hub": {"path": name, "split": "train", "streaming": False, **given, **settings}}
 
 
 def _open_files(place: str) -> dict[str, Any]:
@@ -345,7 +347,8 @@ def tokenize_corpus(
     source: str, tokenizer, text_column: str | None = None, infill_format: str | InfillFormat = "codegen2"
 ) -> TokenizedDocuments:
     """
-    Tokenises a source once: the result is cached as Arrow and mapped into memory, also in later runs.
+    Tokenises a source once: the result is cached as Arrow and mapped into memory, also in later runs. Where `datasets` is
+    not installed it stays in this process's memory.
 
     Sentinels written in a file become the characters they are made of, see [`encode_source`]; no document can hold a
     control token.
@@ -359,6 +362,8 @@ def tokenize_corpus(
     Returns:
         [`TokenizedDocuments`]: one document for each row with a text.
     """
+    if importlib.util.find_spec("datasets") is None:
+        return _tokenize_in_memory(source, tokenizer, text_column, infill_format)
     datasets, dataset = require("datasets", "data", "Reading corpora"), load_corpus(source, text_column)
     features = {"input_ids": datasets.List(datasets.Value("int32")), "path": datasets.Value("string")}
     encode = functools.partial(_encode_batch, tokenizer, find_format(infill_format, tokenizer).dummy_prefix)
@@ -374,6 +379,17 @@ def tokenize_corpus(
         desc=f"Tokenising {split_source(source)[0]}",
     )
     return TokenizedDocuments.from_dataset(tokenized)
+
+
+def _tokenize_in_memory(source: str, tokenizer, text_column, infill_format) -> TokenizedDocuments:
+    dummy_prefix = find_format(infill_format, tokenizer).dummy_prefix
+    ids: list[Sequence[int]] = []
+    names: list[str] = []
+    rows = _rows(source, text_column)
+    while batch := list(islice(rows, STREAM_BATCH)):
+        ids += _encode_batch(tokenizer, dummy_prefix, {"text": [row["text"] for row in batch]})["input_ids"]
+        names += [row["path"] for row in batch]
+    return TokenizedDocuments.from_lists(ids, names)
 
 
 def stream_corpus(
@@ -435,7 +451,15 @@ def open_sources(
 
 def read_rows(sources: list[str], text_column: str | None = None) -> list[dict[str, str]]:
     """All files of some sources as rows with `text` and `path`, for [`make_infill_cases`]."""
-    return [dict(row) for source in sources for row in load_corpus(source, text_column)]
+    return [row for source in sources for row in _rows(source, text_column)]
+
+
+def _rows(source: str, text_column: str | None) -> Iterator[dict[str, str]]:
+    """The rows of [`load_corpus`] without its cache, which only `datasets` has."""
+    place = split_source(source)[1]
+    key = json.dumps([_open_hub(place) if place.startswith("hub:") else _open_files(place), text_column])
+    yield from _clean_rows(key)
+    _warn(place, _skipped.pop(key))
 
 
 def _encode_batch(tokenizer, dummy_prefix: bool, batch: Mapping[str, list]) -> dict[str, list]:

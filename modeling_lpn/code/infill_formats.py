@@ -146,7 +146,8 @@ def add_infill_tokens(
     ```python
     >>> from tokenizers import Tokenizer, models
     >>> from transformers import PreTrainedTokenizerFast
-    >>> from modeling_lpn import add_infill_tokens, infill_layout
+    >>> from modeling_lpn import infill_layout
+    >>> from modeling_lpn.code.infill_formats import add_infill_tokens
 
     >>> words = Tokenizer(models.WordLevel({"a": 0, "b": 1, "</s>": 2}, unk_token="</s>"))
     >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>")
@@ -198,4 +199,4 @@ def _initialise_rows(model: PreTrainedModel, new: list[int], before: int, after:
             parameter[new] = (old.mean(0) + 0.1 * old.std(0) * noise).to(parameter.dtype)
 
 
-__all__ = ["INFILL_FORMATS", "add_infill_tokens"]
+__all__ = ["INFILL_FORMATS", "InfillFormat", "add_infill_tokens"]

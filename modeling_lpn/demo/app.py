@@ -185,7 +185,7 @@ class Programs:
             inputs = processor(task).to(model.device)
             demonstrations = {key: tensor for key, tensor in inputs.items() if not key.startswith("query")}
             value = float(model.log_prob(latent[None, None], **demonstrations).detach())
-        titles = [f"Program at {what}: log-likelihood {value:.2f}"] + [""] * (len(grids) - 1)
+        titles = [f"Program at {what}: log-likelihood {value:.3g}"] + [""] * (len(grids) - 1)
         truths = [pair.get("output") for pair in task["test"]]
         return pictures.answers_html(titles, [candidates[0] for candidates in grids], truths)
 
@@ -224,7 +224,7 @@ def describe_trace(trace: SearchTrace) -> str:
     best = trace.curve()[-1][1]
     return (
         f'<div role="status" data-ended="{trace.ended}">{words.get(trace.ended, "Failed")}: {trace.num_evaluations} '
-        f"decoder evaluations, log-likelihood {best:.2f} nats</div>"
+        f"decoder evaluations, log-likelihood {best:.3g} nats</div>"
     )
 
 
@@ -291,12 +291,12 @@ def build_demo(pipelines: dict[str, Any]) -> gr.Blocks:
     with gr.Blocks(title="Latent programs", analytics_enabled=False, delete_cache=(3600, 3600)) as demo:
         gr.Markdown("# Latent programs\nSearch in latent space for the program behind examples, and infill code.")
         if programs:
-            with gr.Tab("Latent search"):
+            with gr.Tab("Search"):
                 search_tab(Programs(programs))
         if codes:
-            with gr.Tab("Infill code"):
+            with gr.Tab("Infill"):
                 infill_tab(codes)
-            with gr.Tab("Training objectives"):
+            with gr.Tab("Objectives"):
                 objective_tab(next(iter(codes.values())))
     return demo.queue(max_size=WAITING, default_concurrency_limit=PARALLEL)
 
@@ -358,7 +358,7 @@ def search_tab(programs: Programs) -> None:
     def choose(name: str):
         side = programs.pattern_size(name)
         visible = programs.pipelines[name].model.config.latent_dim == 2
-        return programs.new_task(name, side), side, gr.update(visible=visible, value=None), None
+        return programs.new_task(name, side), side, gr.update(visible=visible)
 
     def search(name: str, text: str, how: str, budget: float, request: gr.Request):
         try:
@@ -374,11 +374,14 @@ def search_tab(programs: Programs) -> None:
         return programs.show_point(kept, float(event.x), float(event.y))
 
     looks = {"show_progress": "hidden", "concurrency_id": "look", "concurrency_limit": PARALLEL}
-    model.change(choose, model, [editor, size, plane, state])
+    model.change(choose, model, [editor, size, plane])
     new.click(kindly(1)(lambda name, side: (programs.new_task(name, side),)), [model, size], [message, editor])
     upload.upload(
         kindly(1)(lambda name, path: (programs.read_file(name, path),)), [model, upload], [message, editor], **looks
     )
+    # What was found for a task goes when the task goes; not when a cell of it is edited, to see what that changes.
+    for event in (model.change, new.click):
+        event(lambda: ("", "", "", "", None, None), None, [status, curve, program, answers, plane, state], **looks)
     start.click(
         search,
         [model, editor, method, steps],
@@ -411,7 +414,7 @@ def infill_tab(codes: dict[str, CodeInfillingPipeline]) -> None:
 def objective_tab(pipeline: CodeInfillingPipeline) -> None:
     gr.Markdown("One file as each objective trains on it.")
     name = gr.Radio(list(OBJECTIVES), value="span_corruption", label="Objective", elem_id="objective")
-    text = gr.Textbox(SOURCE, lines=7, max_lines=20, max_length=MAX_CHARACTERS, label="File")
+    text = gr.Textbox(SOURCE, lines=7, max_lines=20, max_length=MAX_CHARACTERS, label="File", elem_id="file")
     seed = gr.Slider(0, 99, 0, step=1, label="Seed")
     show = gr.Button("Show", variant="primary", elem_id="show")
     message, result = gr.HTML(elem_id="objective-message"), gr.HTML(elem_id="example")

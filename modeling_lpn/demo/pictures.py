@@ -41,9 +41,9 @@ def curve_svg(points: Sequence[tuple[int, float]]) -> str:
     finite = [(spent, value) for spent, value in points if value > -1e30]
     if not finite:
         return ""
-    width, height, left, bottom, top = 400, 160, 52, 26, 12
+    width, height, left, bottom, top = 400, 160, 70, 26, 12
     low, high = finite[0][1], finite[-1][1]
-    most, span = max(finite[-1][0], 2), max(high - low, 1e-3)
+    most, span = max(finite[-1][0], 2), max(high - low, 1e-6)
     xy = [
         (
             left + (width - left - 10) * (spent - 1) / (most - 1),
@@ -54,15 +54,15 @@ def curve_svg(points: Sequence[tuple[int, float]]) -> str:
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y in xy)
     axis = f'<path d="M{left} {top}V{height - bottom}H{width - 10}" fill="none" stroke="currentColor" opacity="0.5"/>'
     texts = [
-        (left - 6, xy[-1][1] + 4, "end", f"{high:.2f}"),
-        (left - 6, height - bottom + 4, "end", f"{low:.2f}"),
+        (left - 6, xy[-1][1] + 4, "end", f"{high:.3g}"),
+        (left - 6, height - bottom + 4, "end", f"{low:.3g}"),
         (left, height - 8, "middle", "1"),
         (width - 10, height - 8, "end", f"{most} decoder evaluations"),
     ]
     labels = "".join(
         f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{text}</text>' for x, y, anchor, text in texts
     )
-    said = f"Best log-likelihood: {low:.2f} nats at the start, {high:.2f} after {finite[-1][0]} decoder evaluations"
+    said = f"Best log-likelihood: {low:.3g} nats at the start, {high:.3g} after {finite[-1][0]} decoder evaluations"
     return (
         f'<svg class="curve" viewBox="0 0 {width} {height}" role="img" aria-label="{said}">{axis}{labels}'
         f'<polyline points="{line}" fill="none" stroke="{SERIES[0]}" stroke-width="2"/>'

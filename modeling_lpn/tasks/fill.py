@@ -43,14 +43,14 @@ class Calibration:
         )
 
     @classmethod
-    def fit(cls, scores: Any, right: Sequence[bool], ridge: float = 1.0) -> "Calibration":
+    def fit(cls, scores: Any, right: Sequence[bool], ridge: float = 0.1) -> "Calibration":
         """
         Fits the regression by Newton's method.
 
         Args:
             scores: `(answers, 2)`, see [`answer_task`].
             right (`Sequence[bool]`): Which answers were right.
-            ridge (`float`, defaults to 1.0): Penalty on the squared weights, so that they stay finite where scores tell all.
+            ridge (`float`, defaults to 0.1): Penalty on the squared weights, so that they stay finite where scores tell all.
 
         Raises:
             `ValueError`: there are no answers.
@@ -196,16 +196,18 @@ class FilledTable:
     Args:
         table ([`Table`]): With the empty cells filled.
         cells (`list[FilledCell]`): What was filled in.
+        unread (`dict[int, str]`): For rows that the model cannot read, and that stay empty, why.
         search_output ([`SearchOutput`]): The search for the program.
     """
 
     table: Table
     cells: list[FilledCell]
+    unread: dict[int, str]
     search_output: SearchOutput
 
     def to_text(self) -> str:
-        """The table with one more column, `<output column> (filled)`, that says `sure`, `not sure` and the probability."""
-        notes = {cell.row: _note(cell) for cell in self.cells}
+        """The table with one more column, `<output column> (filled)`: `sure` or `not sure` and the probability, or `not read`."""
+        notes = {cell.row: _note(cell) for cell in self.cells} | dict.fromkeys(self.unread, "not read")
         text = io.StringIO()
         writer = csv.writer(text, delimiter=self.table.delimiter, lineterminator="\n")
         writer.writerow([*self.table.columns, f"{self.table.output_column} (filled)"])
@@ -236,38 +238,55 @@ def fill_table(
     table: Table,
     search_config: SearchConfig | Mapping[str, Any] | None = None,
     calibration: Calibration | None = None,
-    threshold: float = 0.9,
+    threshold: float = 0.75,
     max_examples: int = 8,
 ) -> FilledTable:
     """
-    Fills the empty cells of the output column of a table.
+    Fills the empty cells of the output column of a table. A row that the model cannot read (a character it does not know, too
+    many of them) stays empty and does not serve as an example; `unread` says why.
 
     Args:
         model ([`LPNModel`]), processor ([`StringProcessor`]): The model and its processor.
         table ([`Table`]): What [`read_table`] reads; it is not changed.
         search_config, calibration: As in [`answer_task`].
-        threshold (`float`, defaults to 0.9): Probability from which an answer counts as sure.
+        threshold (`float`, defaults to 0.75): Probability from which an answer counts as sure.
         max_examples (`int`, defaults to 8): Filled rows to learn from at most, the first ones.
 
     Returns:
         [`FilledTable`]
 
     Raises:
-        `ValueError`: no row of the column is filled or all are, or a cell holds what the model cannot read.
+        `ValueError`: no row of the column is filled or all are, or the model can read none of those.
     """
     if not 0 <= threshold <= 1:
         raise ValueError(f"`threshold` is {threshold!r}; it is a probability, give a number from 0 to 1")
-    task = table.task()
-    task["train"] = task["train"][:max_examples]
+    task, place = table.task(), table.columns.index(table.output_column)
+    empty = [index for index, row in enumerate(table.rows) if not row[place]]
+    unread = {
+        index: why for index, pair in zip(empty, task["test"], strict=True) if (why := _why_not(processor, pair))
+    }
+    readable = [pair for pair in task["train"] if not _why_not(processor, pair)]
+    if not readable or len(unread) == len(empty):
+        processor(task)  # says what is wrong with the first row
+    task["train"] = readable[:max_examples]
+    task["test"] = [pair for index, pair in zip(empty, task["test"], strict=True) if index not in unread]
     answers, found = answer_task(model, processor, task, search_config, calibration=calibration)
-    place = table.columns.index(table.output_column)
     rows = [list(row) for row in table.rows]
     cells = []
-    for index, (best, *others) in zip([i for i, row in enumerate(rows) if not row[place]], answers, strict=True):
+    for index, (best, *others) in zip([i for i in empty if i not in unread], answers, strict=True):
         rows[index][place] = best.text
         is_sure = best.probability is not None and best.probability >= threshold
         cells.append(FilledCell(index, best.text, best.probability, is_sure, [other.text for other in others]))
-    return FilledTable(dataclasses.replace(table, rows=rows), cells, found)
+    return FilledTable(dataclasses.replace(table, rows=rows), cells, unread, found)
+
+
+def _why_not(processor, pair: dict) -> str:
+    """Why a model cannot read a pair; empty if it can."""
+    try:
+        processor.validate_task({"train": [{"output": "", **pair}], "test": []}, "row", require_test=False)
+    except ValueError as error:
+        return str(error).removeprefix("Task 'row', train pair 0, ")
+    return ""
 
 
 __all__ = ["Answer", "Calibration", "FilledCell", "FilledTable", "answer_task", "fill_table"]

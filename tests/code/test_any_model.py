@@ -49,10 +49,10 @@ MIDDLE = MiddleLayout(prefix=120, suffix=121, middle=122, stops=(123,))
 LAYOUTS = {"codegen2": MASKS, "incoder": MASKS, "fim": MIDDLE, "causal": MIDDLE, "prefix_lm": MASKS}
 
 
-def make(name, attention="sdpa"):
+def make(name):
     torch.manual_seed(0)
     config = CONFIGS[name]()
-    config._attn_implementation = attention
+    config._attn_implementation = "eager" if name == "gemma2" else "sdpa"  # the former has no other
     kind = CodeGen2ForCausalLM if name == "codegen2" else AutoModelForCausalLM
     return (kind._from_config(config) if name == "codegen2" else kind.from_config(config)).eval()
 
@@ -72,13 +72,12 @@ def logits(model, batch):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 @pytest.mark.parametrize("attention", ["isolated", "isolated_4d", "joint"])
 @pytest.mark.parametrize("preset", ["codegen2", "fim", "prefix_lm"])
-def test_packed_files_do_not_see_each_other(name, implementation, attention, preset):
-    if name == "gemma2" and (implementation == "sdpa" or attention == "isolated_4d"):
-        pytest.skip("Gemma2 has eager attention only, and a 4-D mask would take the place of its sliding window")
-    model, data = make(name, implementation), sequences(preset)
+def test_packed_files_do_not_see_each_other(name, attention, preset):
+    if name == "gemma2" and attention == "isolated_4d":
+        pytest.skip("a 4-D mask would take the place of its sliding window")
+    model, data = make(name), sequences(preset)
     batch = DataCollatorForCodeObjectives(LAYOUTS[preset], attention, information=True)([data[0], data[1]])
     if preset == "prefix_lm" and name != "codegen2" and attention != "isolated_4d":
         batch.pop("block_sequence_ids")  # they cannot read it, see below
@@ -122,7 +121,7 @@ def test_every_model_trains(name, tmp_path):
         "remove_unused_columns": False,
     }
     args = CodeTrainingArguments(output_dir=str(tmp_path), **settings)
-    model = make(name, "eager" if name == "gemma2" else "sdpa")
+    model = make(name)
     check_attention(model, "isolated", data.mixture)
     trainer = CodeTrainer(model=model, args=args, data_collator=collator, train_dataset=data)
     trainer.train()
@@ -133,13 +132,13 @@ def test_every_model_trains(name, tmp_path):
 def test_what_a_model_cannot_read_is_refused():
     prefix_lm, fim = ObjectiveMixture.from_preset("prefix_lm"), ObjectiveMixture.from_preset("fim")
     for name in CONFIGS:
-        check_attention(make(name, "eager"), "isolated", fim)
+        check_attention(make(name), "isolated", fim)
     check_attention(make("codegen2"), "isolated", prefix_lm)
     check_attention(make("llama"), "isolated_4d", prefix_lm)
     with pytest.raises(ValueError, match="LlamaForCausalLM takes no `block_sequence_ids`.* `attention` 'isolated_4d'"):
         check_attention(make("llama"), "isolated", prefix_lm)
     with pytest.raises(ValueError, match="Gemma2ForCausalLM has layers with a sliding window"):
-        check_attention(make("gemma2", "eager"), "isolated_4d", fim)
+        check_attention(make("gemma2"), "isolated_4d", fim)
     bloom = BloomForCausalLM(BloomConfig(vocab_size=128, hidden_size=32, n_layer=1, n_head=2))
     with pytest.raises(ValueError, match="BloomForCausalLM takes no `position_ids`"):
         check_attention(bloom, "isolated", fim)

@@ -4,6 +4,8 @@ import bz2
 import gzip
 import json
 import logging
+import shutil
+import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -208,3 +210,16 @@ def test_tokenised_and_streamed_alike(tmp_path, tokenizer):
     assert [name for name, _ in streamed] == [documents.name(index) for index in range(3)]
     opened = open_sources([f"one={path}", str(path)], tokenizer)
     assert list(opened) == ["one", "a"] and opened["one"].num_tokens == documents.num_tokens
+
+
+def test_without_datasets_the_tokens_stay_in_memory(tmp_path, tokenizer, monkeypatch, cache, caplog):
+    path = str(write(tmp_path / "rows.jsonl", LINES + b'{"text": null}\n'))
+    cached = tokenize_corpus(path, tokenizer)
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    shutil.rmtree(cache)
+    caplog.clear()
+    kept = tokenize_corpus(path, tokenizer)
+    assert [kept[index].tolist() for index in range(len(kept))] == [cached[index].tolist() for index in range(2)]
+    assert [kept.name(index) for index in range(2)] == ["a.py", "b.py"]
+    assert "1 rows skipped, 'text' is null" in caplog.text and not cache.exists()
+    assert read_rows([path]) == ROWS

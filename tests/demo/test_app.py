@@ -99,7 +99,7 @@ class Page:
     def text(self, css):
         return " ".join(self.texts(css))
 
-    def until(self, happened, seconds=60):
+    def until(self, happened, seconds=90):
         end = time.monotonic() + seconds
         while not happened():
             assert time.monotonic() < end, {css: self.text(css) for css in ("#message", "#status", "#program")}
@@ -168,10 +168,11 @@ def test_in_the_browser(page, pipelines, tmp_path, monkeypatch):
     assert page.grids("#answers") == wanted["grids"][0]
     assert f"{wanted['num_evaluations']} decoder evaluations" in page.text("#status")
     assert page.js("return document.querySelector('#curve polyline').points.length") == 21
-    # Click the map: the program of that place is executed.
-    page.until(
-        lambda: page.click("canvas.map", 60, -30) or "Program at (" in page.text("#program")
-    )  # once it is there
+    # Click the map, once it is there: the program of that place is executed.
+    pixel = "return document.querySelector('canvas.map').getContext('2d').getImageData(9, 9, 1, 1).data[3]"
+    page.until(lambda: page.js(pixel))
+    page.click("canvas.map", 60, -30)
+    page.wait("#program", "Program at (")
     place, query = page.place(), {k: v for k, v in infer.processor(task).items() if k.startswith("query")}
     output = infer.model.execute(torch.tensor([[place]]), **query)
     assert page.grids("#program")[0] == infer.processor.post_process(output)[0][0][0]
@@ -202,7 +203,7 @@ def test_in_the_browser(page, pipelines, tmp_path, monkeypatch):
     page.click("#fill")
     page.wait("#infilled .code", "def mean(values):")
     assert page.js("return document.querySelectorAll('#infilled mark.written').length") == 2
-    page.tab("objectives")
+    page.tab("Objectives")
     page.click("#show")
     page.wait("#example .control", "<mask_1>")
     assert page.js("return document.documentElement.scrollWidth <= window.innerWidth")

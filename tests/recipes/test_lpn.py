@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoProcessor
 
 from modeling_lpn import LPNConfig, LPNModel, PatternTask, SearchConfig, TaskStream
 from modeling_lpn.arguments import given, parse_recipe
-from modeling_lpn.hub import assemble
+from modeling_lpn.hub import assemble, verify
 from modeling_lpn.tasks.arc import save_tasks
 from modeling_lpn.tasks.arguments import make_task
 from modeling_lpn.tasks.metrics import validate_submission
@@ -373,6 +373,7 @@ def test_strings_from_training_to_scores(tmp_path, monkeypatch, capsys):
     assert set(generated["baselines"]) == {"enumeration", "enumeration_seconds", "nearest_pair"}
     assert read["num_tasks"] == 2 and list(read["errors"]) == ["some_0"]
     assemble(model, tmp_path / "card", [tmp_path / "out" / "string.json"], license="apache-2.0")
+    verify(tmp_path / "card")
     assert (tmp_path / "card" / "calibration.json").is_file() and "`string`, 4 tasks" in (
         tmp_path / "card" / "README.md"
     ).read_text()

@@ -95,7 +95,19 @@ def test_calibration_stays_finite():
 def test_wrong_input(model_and_processor):
     with pytest.raises(ValueError, match="`threshold` is 2"):
         fill_table(*model_and_processor, make_table(), threshold=2)
-    table = make_table()
-    table.rows[3][0] = "Zoë"
-    with pytest.raises(ValueError, match="Task 'short', test pair 1, `input`: character 2 is 'ë'"):
+    table = make_table(1)
+    table.rows[2][0] = "Zoë"
+    with pytest.raises(ValueError, match="Task 'short', test pair 0, `input`: character 2 is 'ë'"):
         fill_table(*model_and_processor, table)
+    table.rows[0][0] = table.rows[1][0] = "x" * 17
+    with pytest.raises(ValueError, match="Task 'short', train pair 0, `input`: has 17 characters, more than 16"):
+        fill_table(*model_and_processor, table)
+
+
+def test_rows_that_cannot_be_read_stay_empty_and_cost_nothing(model_and_processor):
+    table = make_table()
+    table.rows[3][0], table.rows[0][2] = "Zoë", "é"
+    filled = fill_table(*model_and_processor, table)
+    assert list(filled.unread) == [3] and filled.unread[3].startswith("`input`: character 2 is 'ë'")
+    assert [cell.row for cell in filled.cells] == [2, 4] and filled.table.rows[3][2] == ""
+    assert "Zoë,z,,not read\n" in filled.to_text()
