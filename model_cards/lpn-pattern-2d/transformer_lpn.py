@@ -1,0 +1,896 @@
+# Copyright 2026 The modeling_lpn authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Encoder and decoder of the Latent Program Network (arXiv 2411.08706): tokens, layers, cached decoding."""
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.activations import ACT2FN
+from transformers.masking_utils import (
+    ALL_MASK_ATTENTION_FUNCTIONS,
+    bidirectional_mask_function,
+    causal_mask_function,
+)
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .configuration_lpn import LPNConfig, LPNStackConfig
+
+
+Rotary = tuple[torch.Tensor, torch.Tensor] | None  # cosine and sine, each `(batch or 1, length, head_dim / 2)`
+
+
+class AttentionSegment(NamedTuple):
+    """Queries `start..end` of a sequence attend to the keys before `key_end` under `mask` (`None`: to all of them)."""
+
+    start: int
+    end: int
+    key_end: int
+    mask: torch.Tensor | None
+
+
+class GridTokens(NamedTuple):
+    """
+    Packed tokens of a few sequences without those that depend on a latent. `mask` `(batch, length)` is `None` where
+    nothing is padding; `positions` `(batch or 1, length, 2)` holds row and column of a cell and -1 for other tokens; `copied`
+    are the input cells of a prefix, for [`LPNCopyHead`].
+    """
+
+    embeds: torch.Tensor
+    mask: torch.Tensor | None
+    positions: torch.Tensor
+    copied: "CopiedCells | None" = None
+
+
+class CopiedCells(NamedTuple):
+    """Input cells that [`LPNCopyHead`] points at: colours `(batch, cells)` and which are real (`None`: all)."""
+
+    colors: torch.Tensor
+    mask: torch.Tensor | None
+
+    def take(self, index: torch.Tensor | slice) -> "CopiedCells":
+        return CopiedCells(self.colors[index], None if self.mask is None else self.mask[index])
+
+    def repeat(self, times: int) -> "CopiedCells":
+        return CopiedCells(*(None if part is None else part.repeat_interleave(times, 0) for part in self))
+
+
+class GridExtent(NamedTuple):
+    """Cells of the largest of some grids, whether others have fewer, and the rows and columns that all have (if so)."""
+
+    length: int
+    padded: bool
+    shape: tuple[int, int] | None
+
+
+class GridPairs(NamedTuple):
+    """Input/output pairs without a task axis: grids `(sequences, rows, cols)`, shapes `(sequences, 2)`."""
+
+    input_grids: torch.Tensor
+    output_grids: torch.Tensor
+    input_shapes: torch.Tensor
+    output_shapes: torch.Tensor
+
+    def take(self, index: torch.Tensor | slice) -> "GridPairs":
+        return GridPairs(*(tensor[index] for tensor in self))
+
+
+class SharedLayer(NamedTuple):
+    """
+    What the decoder's first layer computes of a pair's tokens without the latent: that is the same for every latent.
+
+    `hidden_states` `(entries, tokens, width)` enter the residual stream; `query` (scaled) and `attended`
+    `(entries, heads, tokens, head_dim)` and `log_sum` `(entries, heads, tokens)` are those of the tokens that go on, of
+    which the first `split` stand before the latent; `key` and `value` `(entries, heads, prefix, head_dim)` are what the
+    latent token attends to under `mask` `(entries, prefix)`.
+    """
+
+    hidden_states: torch.Tensor
+    query: torch.Tensor
+    attended: torch.Tensor
+    log_sum: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    mask: torch.Tensor | None
+    split: int
+
+
+@dataclass(eq=False)
+class DecoderChunk:
+    """
+    Pairs of similar length, embedded for the decoder: `rows` `(entries, k)` says under which rows of latents each is
+    decoded, `colors` `(entries, cells)` and `shapes` `(entries, 2)` what is to be written, `real` `(entries, cells)` which
+    cells are (`None`: all). `shared` is set where several latents are to be tried.
+    """
+
+    rows: torch.Tensor
+    prefix: GridTokens
+    output: GridTokens
+    shapes: torch.Tensor
+    colors: torch.Tensor
+    real: torch.Tensor | None
+    shared: SharedLayer | None = None
+    layouts: dict[int, "DecoderLayout"] = field(default_factory=dict)
+
+
+class DecoderLayout(NamedTuple):
+    """
+    Segments of attention, rotary tables and cells to copy of a chunk whose every pair is decoded with as many candidates:
+    `whole` for layers that compute all tokens, `read` for the last one, which computes the latent token and those after it.
+    """
+
+    whole: list[AttentionSegment]
+    read: list[AttentionSegment]
+    rotary: Rotary
+    copied: CopiedCells | None
+
+
+class LPNCache:
+    """Keys and values of a decoder while it writes grids: preallocated, so that a step copies only its own token."""
+
+    def __init__(self) -> None:
+        self.states: list[torch.Tensor] = []  # one (2, batch, heads, capacity, head_dim) for each layer
+        self.length = 0
+
+    def update(self, key: torch.Tensor, value: torch.Tensor, layer_idx: int) -> tuple[torch.Tensor, torch.Tensor]:
+        if layer_idx == len(self.states):
+            self.states.append(torch.stack([key, value]))
+        else:
+            batch, _, steps, _ = key.shape
+            self.states[layer_idx][0, :batch, :, self.length : self.length + steps] = key
+            self.states[layer_idx][1, :batch, :, self.length : self.length + steps] = value
+        key, value = self.states[layer_idx][:, : key.shape[0], :, : self.length + key.shape[2]]
+        return key, value
+
+    def grow(self, order: torch.Tensor, extra: int) -> None:
+        """Reorders the sequences and makes room for `extra` tokens."""
+        for index, states in enumerate(self.states):
+            grown = states.new_zeros(*states.shape[:3], self.length + extra, states.shape[-1])
+            grown[..., : self.length, :] = states[:, order, :, : self.length]
+            self.states[index] = grown
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Plain attention; the implementation that differentiates twice everywhere."""
+    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    probs = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    probs = F.dropout(probs, p=dropout, training=module.training)
+    return torch.matmul(probs, value).transpose(1, 2).contiguous(), probs
+
+
+def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Turns channel `i` with channel `i + head_dim / 2` of `(batch, heads, length, head_dim)`."""
+    first, second = states.chunk(2, -1)
+    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(states.dtype)
+
+
+def attention_implementation(config: LPNConfig, cached: bool) -> str:
+    """Flex attention compiles a kernel for a shape, and with a cache every step has another: sdpa serves there."""
+    implementation = config._attn_implementation
+    return "sdpa" if cached and implementation == "flex_attention" else implementation
+
+
+class LPNLayerNorm(nn.Module):
+    """Layer norm without scale, as in the published code; a bias only if asked."""
+
+    def __init__(self, size: int, eps: float, use_bias: bool) -> None:
+        super().__init__()
+        self.eps = eps
+        self.bias = nn.Parameter(torch.zeros(size)) if use_bias else None
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        normed = F.layer_norm(hidden_states, hidden_states.shape[-1:], eps=self.eps)
+        return normed if self.bias is None else normed + self.bias
+
+
+class LPNAttention(nn.Module):
+    """Multi-head attention over segments of queries; keys and values are projected once for all of them."""
+
+    is_causal = False
+
+    def __init__(self, config: LPNConfig, stack: LPNStackConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.config, self.layer_idx = config, layer_idx
+        self.head_dim, self.attention_dropout = stack.head_dim, stack.attention_dropout
+        self.scaling = stack.head_dim**-0.5
+        self.q_proj = nn.Linear(stack.hidden_size, stack.hidden_size, bias=stack.use_bias)
+        self.k_proj = nn.Linear(stack.hidden_size, stack.hidden_size, bias=stack.use_bias)
+        self.v_proj = nn.Linear(stack.hidden_size, stack.hidden_size, bias=stack.use_bias)
+        self.o_proj = nn.Linear(stack.hidden_size, stack.hidden_size, bias=stack.use_bias)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        segments: list[AttentionSegment],
+        rotary: Rotary = None,
+        cache: LPNCache | None = None,
+    ) -> torch.Tensor:
+        start, end = segments[0].start, segments[-1].end
+        query = self.heads(self.q_proj(hidden_states[:, start:end]))
+        key, value = self.heads(self.k_proj(hidden_states)), self.heads(self.v_proj(hidden_states))
+        if rotary is not None:
+            cos, sin = rotary
+            query, key = rotate(query, cos[:, start:end], sin[:, start:end]), rotate(key, cos, sin)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)
+        implementation = attention_implementation(self.config, cache is not None)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        queries = query.split(
+            [segment.end - segment.start for segment in segments], 2
+        )  # one gradient, not a sum of two
+        outputs = [
+            attend(
+                self,
+                part,
+                key[:, :, : segment.key_end],
+                value[:, :, : segment.key_end],
+                segment.mask,
+                scaling=self.scaling,
+                dropout=self.attention_dropout if self.training else 0.0,
+            )[0].flatten(2)
+            for part, segment in zip(queries, segments, strict=True)
+        ]
+        return self.o_proj(outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1))
+
+    def heads(self, states: torch.Tensor) -> torch.Tensor:
+        """`(..., tokens, width)` -> `(..., heads, tokens, head_dim)`."""
+        return states.unflatten(-1, (-1, self.head_dim)).transpose(-2, -3)
+
+    def share(
+        self,
+        hidden_states: torch.Tensor,
+        mask: torch.Tensor | None,
+        rotary: Rotary,
+        prefix: int,
+        start: int,
+    ) -> SharedLayer:
+        """
+        Attention of all tokens `(entries, tokens, width)` but the latent, for the queries from `start` on. The first
+        `prefix` tokens see each other, those after them also what came before; `mask` `(entries, tokens)` hides padding.
+        """
+        length = hidden_states.shape[1]
+        query = self.heads(self.q_proj(hidden_states[:, start:]))
+        key, value = self.heads(self.k_proj(hidden_states)), self.heads(self.v_proj(hidden_states))
+        if rotary is not None:
+            cos, sin = rotary
+            query, key = rotate(query, cos[:, start:], sin[:, start:]), rotate(key, cos, sin)
+        query = query * self.scaling
+        positions = torch.arange(length, device=key.device)
+        last_seen = positions[start:].clamp(min=prefix - 1)
+        attended, log_sum = [], []
+        # Plain attention, which gives the log-sum-exp on every device and differentiates twice; a block of queries at a
+        # time keeps its scores below 64 MB.
+        width = max(1, 2**24 // (key.shape[0] * key.shape[1] * length))
+        for part, seen in zip(query.split(width, 2), last_seen.split(width), strict=True):
+            scores = part @ key.transpose(2, 3)
+            hidden = positions > seen.unsqueeze(1)
+            if mask is not None:
+                hidden = hidden | ~mask[:, None, None]
+            scores = scores.float().masked_fill(hidden, -torch.inf)
+            log_sum.append(scores.logsumexp(-1))
+            attended.append((scores - log_sum[-1].unsqueeze(-1)).exp().to(value.dtype) @ value)
+        return SharedLayer(
+            hidden_states[:, start:],
+            query,
+            torch.cat(attended, 2),
+            torch.cat(log_sum, 2),
+            key[:, :, :prefix],
+            value[:, :, :prefix],
+            None if mask is None else mask[:, :prefix],
+            prefix - start,
+        )
+
+    def merge(self, shared: SharedLayer, latents: torch.Tensor) -> torch.Tensor:
+        """
+        The same attention with the latent token: latents `(entries, candidates, width)` -> `(entries, candidates, tokens,
+        width)`, the latent behind the prefix.
+
+        A softmax over one more key is a mixture: with `a = sigmoid(q k_z - log_sum)`, the share of the new key, the result
+        is `(1 - a) * attended + a * v_z`. That replaces the first layer's projections and attention of all other tokens.
+        """
+        query, key, value = (self.heads(proj(latents)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        query = query * self.scaling  # (entries, heads, candidates, head_dim), as are key and value
+        share = (shared.query @ key.transpose(2, 3)).float() - shared.log_sum.unsqueeze(-1)
+        share = (
+            share.sigmoid().to(value.dtype).permute(0, 3, 2, 1).unsqueeze(-1)
+        )  # (entries, candidates, tokens, heads, 1)
+        attended, value_of_latent = shared.attended.transpose(1, 2).unsqueeze(1), value.transpose(1, 2).unsqueeze(2)
+        before, after = (
+            torch.lerp(attended[:, :, part], value_of_latent, share[:, :, part]).flatten(-2)
+            for part in (slice(None, shared.split), slice(shared.split, None))
+        )
+        scores = (query @ shared.key.transpose(2, 3)).float()
+        if shared.mask is not None:
+            scores = scores.masked_fill(~shared.mask[:, None, None], -torch.inf)
+        own = (query * key).sum(-1, keepdim=True).float()
+        probs = torch.cat([scores, own], -1).softmax(-1).to(value.dtype)
+        latent = probs[..., :-1] @ shared.value + probs[..., -1:] * value
+        return self.o_proj(torch.cat([before, latent.transpose(1, 2).flatten(-2).unsqueeze(2), after], 2))
+
+
+class LPNLayer(GradientCheckpointingLayer):
+    """Pre-norm transformer layer that computes only the queries its segments name."""
+
+    def __init__(self, config: LPNConfig, stack: LPNStackConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.dropout = stack.dropout
+        self.activation = ACT2FN[stack.activation]
+        self.attention_norm = LPNLayerNorm(stack.hidden_size, config.layer_norm_eps, stack.use_bias)
+        self.attention = LPNAttention(config, stack, layer_idx)
+        self.mlp_norm = LPNLayerNorm(stack.hidden_size, config.layer_norm_eps, stack.use_bias)
+        self.up_proj = nn.Linear(stack.hidden_size, stack.intermediate_size, bias=stack.use_bias)
+        self.down_proj = nn.Linear(stack.intermediate_size, stack.hidden_size, bias=stack.use_bias)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        segments: list[AttentionSegment],
+        rotary: Rotary = None,
+        cache: LPNCache | None = None,
+    ) -> torch.Tensor:
+        attended = self.attention(self.attention_norm(hidden_states), segments, rotary, cache)
+        return self._mlp(hidden_states[:, segments[0].start : segments[-1].end] + self._drop(attended))
+
+    def share(
+        self,
+        hidden_states: torch.Tensor,
+        mask: torch.Tensor | None,
+        rotary: Rotary,
+        prefix: int,
+        start: int,
+    ) -> SharedLayer:
+        """What this layer, as the first, computes without the latent; see [`LPNAttention.share`]."""
+        shared = self.attention.share(self.attention_norm(hidden_states), mask, rotary, prefix, start)
+        return shared._replace(hidden_states=hidden_states[:, start:])
+
+    def merge(self, shared: SharedLayer, latents: torch.Tensor) -> torch.Tensor:
+        """This layer with latent tokens `(entries, candidates, width)` -> `(entries, candidates, tokens, width)`."""
+        attended = self.attention.merge(shared, self.attention_norm(latents))
+        before, after = (
+            shared.hidden_states.unsqueeze(1)
+            .expand(-1, latents.shape[1], -1, -1)
+            .split([shared.split, shared.hidden_states.shape[1] - shared.split], 2)
+        )
+        return self._mlp(torch.cat([before, latents.unsqueeze(2), after], 2) + attended)
+
+    def _mlp(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return hidden_states + self._drop(self.down_proj(self.activation(self.up_proj(self.mlp_norm(hidden_states)))))
+
+    def _drop(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return F.dropout(hidden_states, self.dropout, self.training) if self.dropout else hidden_states
+
+
+class LPNPositionEmbedding(nn.Module):
+    """Row and column embedding of a cell, `"learned"` or `"scaled"`; nothing to add for `"rotary"`."""
+
+    def __init__(self, config: LPNConfig, stack: LPNStackConfig) -> None:
+        super().__init__()
+        self.kind = stack.position_embedding_type
+        rows, cols = {"learned": (config.max_rows, config.max_cols), "scaled": (1, 1), "rotary": (0, 0)}[self.kind]
+        if self.kind != "rotary":
+            self.row_embedding = nn.Embedding(rows, stack.hidden_size)
+            self.col_embedding = nn.Embedding(cols, stack.hidden_size)
+
+    def forward(self, positions: torch.Tensor) -> torch.Tensor | float:
+        rows, cols = positions.unbind(-1)
+        if self.kind == "learned":
+            return self.row_embedding(rows) + self.col_embedding(cols)
+        if self.kind == "scaled":  # 1-based: the published code multiplies by index + 1
+            first = rows.new_zeros(1)
+            row_vector, col_vector = self.row_embedding(first), self.col_embedding(first)
+            return (rows + 1).unsqueeze(-1) * row_vector + (cols + 1).unsqueeze(-1) * col_vector
+        return 0.0
+
+
+class LPNCopyHead(nn.Module):
+    """
+    Adds to the logits of an output cell the colours of input cells: one more attention head, whose values are the colours
+    themselves (a pointer, as in Vinyals et al., 2015, that adds to logits instead of mixing probabilities).
+    """
+
+    MAX_SCALE = 16.0  # nats that a cell which gets all the attention adds to its colour, at most
+
+    def __init__(self, config: LPNConfig, stack: LPNStackConfig) -> None:
+        super().__init__()
+        self.vocab_size, self.scaling = config.vocab_size, stack.head_dim**-0.5
+        self.norm = LPNLayerNorm(stack.hidden_size, config.layer_norm_eps, stack.use_bias)
+        self.q_proj = nn.Linear(stack.hidden_size, stack.head_dim, bias=stack.use_bias)
+        self.k_proj = nn.Linear(stack.hidden_size, stack.head_dim, bias=stack.use_bias)
+        self.scale_proj = nn.Linear(stack.hidden_size, 1, bias=stack.use_bias)
+
+    def keys(self, hidden_states: torch.Tensor, rotary: Rotary) -> torch.Tensor:
+        """Input cells before the last layer `(batch, cells, width)` -> keys `(batch, cells, head_dim)`."""
+        return self._turn(self.k_proj(self.norm(hidden_states)), rotary)
+
+    def forward(
+        self, hidden_states: torch.Tensor, rotary: Rotary, keys: torch.Tensor, cells: CopiedCells
+    ) -> torch.Tensor:
+        """
+        Output tokens `(batch, length, width)`, keys of the input cells `(batch, cells, head_dim)` -> logits to add `(batch,
+        length, vocab_size)`.
+        """
+        normed = self.norm(hidden_states)
+        scores = torch.matmul(self._turn(self.q_proj(normed), rotary), keys.transpose(1, 2)).float() * self.scaling
+        if cells.mask is not None:
+            scores = scores.masked_fill(~cells.mask.unsqueeze(1), torch.finfo(scores.dtype).min)
+        weights = scores.softmax(-1) * (self.MAX_SCALE * self.scale_proj(normed).float().sigmoid())
+        return torch.matmul(weights, F.one_hot(cells.colors, self.vocab_size).to(weights.dtype))
+
+    @staticmethod
+    def _turn(states: torch.Tensor, rotary: Rotary) -> torch.Tensor:
+        return states if rotary is None else rotate(states.unsqueeze(1), *rotary)[:, 0]
+
+
+class LPNStack(nn.Module):
+    """What encoder and decoder share: tables of colours, shapes and positions, layers, rotary embedding and masks."""
+
+    def __init__(self, config: LPNConfig, stack: LPNStackConfig) -> None:
+        super().__init__()
+        self.config, self.stack, width = config, stack, stack.hidden_size
+        self.color_embedding = nn.Embedding(config.vocab_size, width)
+        self.row_count_embedding = nn.Embedding(config.max_rows, width)
+        self.col_count_embedding = nn.Embedding(config.max_cols, width)
+        self.side_embedding = nn.Embedding(2, width)  # 0: of the input grid, 1: of the output grid
+        self.position_embedding = LPNPositionEmbedding(config, stack)
+        self.layers = nn.ModuleList(LPNLayer(config, stack, index) for index in range(stack.num_layers))
+
+    def embed_shape(self, shapes: torch.Tensor, side: int) -> torch.Tensor:
+        """Tokens of the number of rows and of columns: shapes `(batch, 2)` -> `(batch, 2, width)`."""
+        rows, cols = (shapes - 1).unbind(-1)
+        return torch.stack([self.row_count_embedding(rows), self.col_count_embedding(cols)], 1) + self._side(
+            shapes, side
+        )
+
+    def _side(self, like: torch.Tensor, side: int) -> torch.Tensor:
+        """Embedding of a side `(width,)`. Called, not read off `weight`, which is not there while it is offloaded."""
+        return self.side_embedding(like.new_full((), side))
+
+    def embed_cells(
+        self,
+        colors: torch.Tensor,
+        positions: torch.Tensor,
+        side: int,
+        table: LPNPositionEmbedding | None = None,
+    ) -> torch.Tensor:
+        """Tokens of cells: colors `(batch, length)`, positions `(batch, length, 2)` -> `(batch, length, width)`."""
+        table = self.position_embedding if table is None else table
+        return self.color_embedding(colors) + self._side(colors, side) + table(positions)
+
+    def rotary(self, positions: torch.Tensor) -> Rotary:
+        """
+        Cosine and sine `(batch, length, head_dim / 2)` of 2-D rotary embedding: half of the angles turn with the row,
+        half with the column, at `head_dim / 4` frequencies from 1 to `rope_max_frequency / 2` half-turns over a grid
+        side that spans -1 to 1. Tokens that are no cell (position -1) are not turned.
+        """
+        if self.stack.position_embedding_type != "rotary":
+            return None
+        frequencies = torch.pi * torch.linspace(
+            1.0, self.config.rope_max_frequency / 2, self.stack.head_dim // 4, device=positions.device
+        )
+        sizes = positions.new_tensor([self.config.max_rows, self.config.max_cols])
+        place = 2 * positions / (sizes - 1).clamp(min=1) - 1
+        place = torch.where(positions < 0, 0.0, place)
+        angles = (place.unsqueeze(-1) * frequencies).flatten(-2)  # (batch, length, head_dim / 2)
+        return angles.cos(), angles.sin()
+
+    def segment(
+        self,
+        hidden_states: torch.Tensor,
+        mask: torch.Tensor | None,
+        start: int,
+        end: int,
+        key_end: int,
+        causal: bool = False,
+        cached: bool = False,
+    ) -> AttentionSegment:
+        """An [`AttentionSegment`] whose mask has the form that the attention implementation wants."""
+        if mask is None and not causal:
+            return AttentionSegment(start, end, key_end, None)
+        attention_mask = ALL_MASK_ATTENTION_FUNCTIONS[attention_implementation(self.config, cached)](
+            batch_size=1 if mask is None else mask.shape[0],
+            q_length=end - start,
+            kv_length=key_end,
+            q_offset=start,
+            mask_function=causal_mask_function if causal else bidirectional_mask_function,
+            attention_mask=None if mask is None else mask[:, :key_end],
+            allow_is_causal_skip=False,
+            dtype=hidden_states.dtype,
+            device=hidden_states.device,
+        )
+        return AttentionSegment(start, end, key_end, attention_mask)
+
+    def _drop(self, embeds: torch.Tensor) -> torch.Tensor:
+        return F.dropout(embeds, self.stack.dropout, self.training) if self.stack.dropout else embeds
+
+
+def pack_cells(
+    grids: torch.Tensor, shapes: torch.Tensor, extent: GridExtent
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """
+    Takes the real cells out of padded grids, row by row.
+
+    Args:
+        grids (`torch.LongTensor` of shape `(batch, rows, cols)`): Padded at the bottom and on the right.
+        shapes (`torch.LongTensor` of shape `(batch, 2)`): Rows and columns.
+        extent ([`GridExtent`]): What is known of them on the host; its `length` cells are returned.
+
+    Returns:
+        `tuple`: colours `(batch, length)`, positions `(batch or 1, length, 2)` and which of them are real
+        `(batch, length)`, `None` for all.
+    """
+    cells = torch.arange(extent.length, device=grids.device)
+    if extent.shape is not None:  # grids alike need no lookup and share their positions
+        height, width = extent.shape
+        colors = grids[:, :height, :width].flatten(1)[:, : extent.length]
+        return colors, torch.stack([cells // width, cells % width], -1).unsqueeze(0), None
+    num_cols = shapes[:, 1:]
+    rows, cols = cells // num_cols, cells % num_cols
+    real = rows < shapes[:, :1]
+    rows, cols = torch.where(real, rows, 0), torch.where(real, cols, 0)
+    colors = grids.flatten(1).gather(1, rows * grids.shape[2] + cols)
+    return colors, torch.stack([rows, cols], -1), real if extent.padded else None
+
+
+def _join_positions(parts: list[torch.Tensor | int]) -> torch.Tensor:
+    """One tensor `(batch or 1, length, 2)` of positions of cells and of numbers of tokens that are no cells."""
+    cells = [part for part in parts if torch.is_tensor(part)]
+    batch = max(len(part) for part in cells)
+    return torch.cat(
+        [
+            part.expand(batch, -1, -1) if torch.is_tensor(part) else cells[0].new_full((batch, part, 2), -1)
+            for part in parts
+        ],
+        1,
+    )
+
+
+def _join_masks(parts: list[torch.Tensor | int], batch: int, device: torch.device) -> torch.Tensor | None:
+    """One mask `(batch, length)` of masks and of numbers of tokens that are all real; `None` if nothing is padding."""
+    if not any(torch.is_tensor(part) for part in parts):
+        return None
+    return torch.cat(
+        [p if torch.is_tensor(p) else torch.ones(batch, p, dtype=torch.bool, device=device) for p in parts], 1
+    )
+
+
+def _rotary_of(rotary: Rotary, start: int, end: int) -> Rotary:
+    """Tokens `start..end` of what [`LPNStack.rotary`] gives."""
+    return None if rotary is None else (rotary[0][:, start:end], rotary[1][:, start:end])
+
+
+def _collect(states: list[torch.Tensor] | None, hidden_states: torch.Tensor) -> None:
+    if states is not None:
+        states.append(hidden_states)
+
+
+class LPNEncoder(LPNStack):
+    """Maps an input/output pair to the parameters of its latent program's posterior (paper, section 4.1)."""
+
+    def __init__(self, config: LPNConfig) -> None:
+        super().__init__(config, config.encoder_stack)
+        width = config.encoder_stack.hidden_size
+        self.cls_token = nn.Embedding(1, width)
+        self.norm = LPNLayerNorm(width, config.layer_norm_eps, config.encoder_stack.use_bias)
+        self.mean_proj = nn.Linear(width, config.latent_dim, bias=config.latent_projection_bias)
+        if config.variational:
+            self.logvar_proj = nn.Linear(width, config.latent_dim, bias=config.latent_projection_bias)
+
+    def forward(
+        self,
+        pairs: GridPairs,
+        input_extent: GridExtent,
+        output_extent: GridExtent,
+        states: list[torch.Tensor] | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """
+        Pairs -> mean and log-variance (if variational) `(sequences, latent_dim)` in float32. Only real cells become
+        tokens, and the last layer computes only the one that is read. `states` collects what every layer is given and gives.
+        """
+        in_colors, in_positions, in_real = pack_cells(pairs.input_grids, pairs.input_shapes, input_extent)
+        out_colors, out_positions, out_real = pack_cells(pairs.output_grids, pairs.output_shapes, output_extent)
+        batch, device = in_colors.shape[0], in_colors.device
+        embeds = torch.cat(
+            [
+                self.cls_token(in_colors.new_zeros(batch, 1)),
+                self.embed_shape(pairs.input_shapes, 0),
+                self.embed_shape(pairs.output_shapes, 1),
+                self.embed_cells(in_colors, in_positions, 0),
+                self.embed_cells(out_colors, out_positions, 1),
+            ],
+            1,
+        )
+        parts = [
+            5,
+            input_extent.length if in_real is None else in_real,
+            output_extent.length if out_real is None else out_real,
+        ]
+        mask = _join_masks(parts, batch, device)
+        rotary = self.rotary(_join_positions([5, in_positions, out_positions]))
+        hidden_states, length = self._drop(embeds), embeds.shape[1]
+        for index, layer in enumerate(self.layers):
+            queries = 1 if index + 1 == len(self.layers) else length
+            if index == 0 or queries == 1:
+                segments = [self.segment(hidden_states, mask, 0, queries, length)]
+            _collect(states, hidden_states)
+            hidden_states = layer(hidden_states, segments, rotary)
+        _collect(states, hidden_states)
+        cls = self.norm(hidden_states[:, 0])
+        return self.mean_proj(cls).float(), self.logvar_proj(cls).float() if self.config.variational else None
+
+
+class LPNDecoder(LPNStack):
+    """
+    Executes a latent program on an input grid (paper, section 4.1). A sequence is the *prefix* [input cells, number of
+    rows, number of columns, latent], whose tokens see each other, and the *output* [number of rows, number of columns,
+    cells], which is causal and sees the prefix. An output token predicts the one after it.
+    """
+
+    def __init__(self, config: LPNConfig) -> None:
+        super().__init__(config, config.decoder_stack)
+        stack, width = config.decoder_stack, config.decoder_stack.hidden_size
+        self.latent_proj = nn.Linear(config.latent_dim, width, bias=stack.use_bias)
+        if config.separate_input_position_embeddings:
+            self.input_position_embedding = LPNPositionEmbedding(config, stack)
+        self.row_norm = LPNLayerNorm(width, config.layer_norm_eps, stack.use_bias)
+        self.col_norm = LPNLayerNorm(width, config.layer_norm_eps, stack.use_bias)
+        self.grid_norm = LPNLayerNorm(width, config.layer_norm_eps, stack.use_bias)
+        self.row_head = nn.Linear(width, config.max_rows, bias=config.logits_projection_bias)
+        self.col_head = nn.Linear(width, config.max_cols, bias=config.logits_projection_bias)
+        self.grid_head = nn.Linear(width, config.vocab_size, bias=config.logits_projection_bias)
+        self.copy_head = LPNCopyHead(config, stack) if config.copy_inputs else None
+
+    @property
+    def _first_layer(self) -> LPNLayer:
+        return cast(LPNLayer, self.layers[0])
+
+    def embed_prefix(self, input_grids: torch.Tensor, input_shapes: torch.Tensor, extent: GridExtent) -> GridTokens:
+        """Prefix without the latent: grids `(batch, rows, cols)`, shapes `(batch, 2)` -> tokens."""
+        colors, positions, real = pack_cells(input_grids, input_shapes, extent)
+        table = self.input_position_embedding if self.config.separate_input_position_embeddings else None
+        return GridTokens(
+            torch.cat([self.embed_cells(colors, positions, 0, table), self.embed_shape(input_shapes, 0)], 1),
+            None if real is None else _join_masks([real, 2], len(colors), colors.device),
+            _join_positions([positions, 2]),
+            CopiedCells(colors, real) if self.config.copy_inputs else None,
+        )
+
+    def embed_output(self, output_grids: torch.Tensor, output_shapes: torch.Tensor, extent: GridExtent) -> GridTokens:
+        """Output tokens but the last cell, which predicts nothing."""
+        extent = extent._replace(length=extent.length - 1)
+        colors, positions, real = pack_cells(output_grids, output_shapes, extent)
+        positions = self.carried_positions(positions, output_shapes[: len(positions), 1:])
+        return GridTokens(
+            torch.cat([self.embed_shape(output_shapes, 1), self.embed_cells(colors, positions, 1)], 1),
+            None if real is None else _join_masks([2, real], len(colors), colors.device),
+            _join_positions([2, positions]),
+        )
+
+    def chunk(
+        self,
+        pairs: GridPairs,
+        input_extent: GridExtent,
+        output_extent: GridExtent,
+        rows: torch.Tensor,
+        share: bool,
+    ) -> DecoderChunk:
+        """
+        Embeds pairs to be decoded under `rows` `(entries, k)` of latents; with `share`, what does not depend on the latent
+        is computed once, which pays as soon as two latents are tried.
+        """
+        prefix = self.embed_prefix(pairs.input_grids, pairs.input_shapes, input_extent)
+        output = self.embed_output(pairs.output_grids, pairs.output_shapes, output_extent)
+        colors, _, real = pack_cells(pairs.output_grids, pairs.output_shapes, output_extent)
+        chunk = DecoderChunk(rows, prefix, output, pairs.output_shapes, colors, real)
+        if share and self._can_share():
+            chunk.shared = self._share(prefix, output)
+        return chunk
+
+    def _can_share(self) -> bool:
+        """
+        Not with dropout, which draws for each latent; nor under FSDP, which gathers weights for `forward` only; nor where a
+        single layer computes no input cells and a copy head asks for them.
+        """
+        dropout = self.training and (self.stack.dropout or self.stack.attention_dropout)
+        copies = self.copy_head is not None and len(self.layers) == 1
+        return not dropout and not copies and type(self.latent_proj.weight) is nn.Parameter
+
+    def _share(self, prefix: GridTokens, output: GridTokens) -> SharedLayer:
+        embeds, length = torch.cat([prefix.embeds, output.embeds], 1), prefix.embeds.shape[1]
+        mask = _join_masks(
+            [tokens.embeds.shape[1] if tokens.mask is None else tokens.mask for tokens in (prefix, output)],
+            len(embeds),
+            embeds.device,
+        )
+        rotary = self.rotary(_join_positions([prefix.positions, output.positions]))
+        return self._first_layer.share(embeds, mask, rotary, length, 0 if len(self.layers) > 1 else length)
+
+    def carried_positions(self, positions: torch.Tensor, num_cols: torch.Tensor) -> torch.Tensor:
+        """The positions that output cells `(batch, length, 2)` carry: the next cell's, if the configuration says so."""
+        if not self.config.next_position_embeddings:
+            return positions
+        rows, cols = positions.unbind(-1)
+        wraps = cols + 1 >= num_cols
+        rows = torch.where(wraps, rows + 1, rows).clamp(max=self.config.max_rows - 1)
+        return torch.stack([rows, torch.where(wraps, 0, cols + 1)], -1)
+
+    def forward(
+        self, latents: torch.Tensor, chunk: DecoderChunk, states: list[torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """
+        Latents `(entries, candidates, latent_dim)` -> hidden states `(entries * candidates, 1 + output length, width)` of
+        the latent token and the output tokens. The last layer leaves out the rest. The logits of [`LPNCopyHead`], if there
+        is one, follow as further channels. `states` collects what every layer is given and gives.
+        """
+        candidates, prefix, output = latents.shape[1], chunk.prefix, chunk.output
+        context = self.latent_proj(latents.to(self.latent_proj.weight.dtype)).to(prefix.embeds.dtype)
+        if candidates not in chunk.layouts:
+            chunk.layouts[candidates] = self._layout(chunk, candidates)
+        layout = chunk.layouts[candidates]
+        if chunk.shared is None:
+            before, after = (tokens.embeds.unsqueeze(1).expand(-1, candidates, -1, -1) for tokens in (prefix, output))
+            hidden_states = self._drop(torch.cat([before, context.unsqueeze(2), after], 2).flatten(0, 1))
+        else:
+            hidden_states = self._first_layer.merge(chunk.shared, context).flatten(0, 1)
+        layers = list(self.layers) if chunk.shared is None else list(self.layers)[1:]
+        for layer in layers[:-1]:
+            _collect(states, hidden_states)
+            hidden_states = layer(hidden_states, layout.whole, layout.rotary)
+        _collect(states, hidden_states)
+        outputs = layers[-1](hidden_states, layout.read, layout.rotary) if layers else hidden_states
+        _collect(states, outputs)
+        if layout.copied is None:
+            return outputs
+        keys = self._copy_keys(hidden_states, layout.copied, layout.rotary)
+        start = prefix.embeds.shape[1]
+        rotary = _rotary_of(layout.rotary, start, start + outputs.shape[1])
+        copied = self.copy_head(outputs, rotary, keys, layout.copied)
+        return torch.cat([outputs, copied.to(outputs.dtype)], -1)
+
+    def _copy_keys(self, hidden_states: torch.Tensor, cells: CopiedCells, rotary: Rotary) -> torch.Tensor:
+        count = cells.colors.shape[1]
+        return self.copy_head.keys(hidden_states[:, :count], _rotary_of(rotary, 0, count))
+
+    def _layout(self, chunk: DecoderChunk, candidates: int) -> DecoderLayout:
+        prefix, output = chunk.prefix, chunk.output
+        split = prefix.embeds.shape[1] + 1
+        length = split + output.embeds.shape[1]
+        before, after = (tokens.embeds.shape[1] if tokens.mask is None else tokens.mask for tokens in (prefix, output))
+        mask = _join_masks([before, 1, after], len(prefix.embeds), prefix.embeds.device)
+        rotary = self.rotary(_join_positions([prefix.positions, 1, output.positions]))
+        if candidates > 1:
+            mask = None if mask is None else mask.repeat_interleave(candidates, 0)
+            if rotary is not None and len(rotary[0]) > 1:
+                rotary = rotary[0].repeat_interleave(candidates, 0), rotary[1].repeat_interleave(candidates, 0)
+        whole = [
+            self.segment(prefix.embeds, None if prefix.mask is None else mask, 0, split, split),
+            self.segment(prefix.embeds, mask, split, length, length, causal=True),
+        ]
+        read = self.segment(prefix.embeds, mask, split - 1, length, length, causal=True)
+        copied = None if prefix.copied is None else prefix.copied.repeat(candidates)
+        return DecoderLayout(whole, [read], rotary, copied)
+
+    def logits(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Hidden states of [latent, rows, columns, cells] -> float32 logits of rows, columns and cells."""
+        width = self.stack.hidden_size
+        hidden_states, copied = hidden_states[..., :width], hidden_states[:, 2:, width:]
+        cells = self.grid_head(self.grid_norm(hidden_states[:, 2:])).float()
+        return (
+            self.row_head(self.row_norm(hidden_states[:, 0])).float(),
+            self.col_head(self.col_norm(hidden_states[:, 1])).float(),
+            cells if self.copy_head is None else cells + copied.float(),
+        )
+
+    @torch.no_grad()
+    def generate(
+        self, latents: torch.Tensor, input_grids: torch.Tensor, input_shapes: torch.Tensor, extent: GridExtent
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Greedy output grids: latents `(batch, latent_dim)`, grids `(batch, rows, cols)`, shapes `(batch, 2)` -> grids
+        `(batch, max_rows, max_cols)` and shapes `(batch, 2)`. Keys and values are cached, and only cells of the
+        predicted shape are computed.
+        """
+        prefix, cache = self.embed_prefix(input_grids, input_shapes, extent), LPNCache()
+        context = self.latent_proj(latents.to(self.latent_proj.weight.dtype)).unsqueeze(1)
+        hidden_states = torch.cat([prefix.embeds, context.to(prefix.embeds.dtype)], 1)
+        batch, length = hidden_states.shape[:2]
+        mask = None if prefix.mask is None else F.pad(prefix.mask, (0, 1), value=True)
+        rotary = self.rotary(F.pad(prefix.positions, (0, 0, 0, 1), value=-1))
+        whole = self.segment(hidden_states, mask, 0, length, length, cached=True)
+        last = self.segment(hidden_states, mask, length - 1, length, length, causal=True, cached=True)
+        for layer in list(self.layers)[:-1]:
+            hidden_states = layer(hidden_states, [whole], rotary, cache)
+        keys = None if prefix.copied is None else self._copy_keys(hidden_states, prefix.copied, rotary)
+        hidden_states = self.layers[-1](hidden_states, [last], rotary, cache)
+        cache.length = length
+
+        no_cell = prefix.positions.new_full((batch, 1, 2), -1)
+        rows = self.row_head(self.row_norm(hidden_states[:, -1])).argmax(-1)
+        cache.grow(torch.arange(batch, device=rows.device), 2)
+        side = self._side(rows, 1)
+        hidden_states = self._step((self.row_count_embedding(rows) + side).unsqueeze(1), no_cell, mask, cache)
+        cols = self.col_head(self.col_norm(hidden_states[:, -1])).argmax(-1)
+        hidden_states = self._step((self.col_count_embedding(cols) + side).unsqueeze(1), no_cell, mask, cache)
+        shapes = torch.stack([rows + 1, cols + 1], -1)
+        return self._write_cells(hidden_states, shapes, mask, cache, prefix.copied, keys), shapes
+
+    def _step(
+        self, embeds: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None, cache: LPNCache
+    ) -> torch.Tensor:
+        """One output token of each of the first sequences in the cache: embeds `(batch, 1, width)`."""
+        batch, end = embeds.shape[0], cache.length + 1
+        if mask is not None:
+            mask = F.pad(mask[:batch], (0, end - mask.shape[1]), value=True)[:, None, None]
+            if self.config._attn_implementation == "eager":
+                mask = torch.where(mask, 0.0, torch.finfo(embeds.dtype).min).to(embeds.dtype)
+        hidden_states, rotary = embeds, self.rotary(positions)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, [AttentionSegment(0, 1, end, mask)], rotary, cache)
+        cache.length = end
+        return hidden_states
+
+    def _write_cells(
+        self,
+        hidden_states: torch.Tensor,
+        shapes: torch.Tensor,
+        mask: torch.Tensor | None,
+        cache: LPNCache,
+        copied: CopiedCells | None,
+        keys: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Cell by cell; the largest grids come first, so that the unfinished ones are always a slice of the batch."""
+        sizes, order = shapes.prod(-1).sort(descending=True, stable=True)
+        hidden_states, num_cols = hidden_states[order], shapes[order, 1]
+        mask = None if mask is None else mask[order]
+        if copied is not None:
+            copied, keys = copied.take(order), keys[order]
+        position = shapes.new_full((len(order), 1, 2), -1)
+        cells = torch.zeros(len(order), int(sizes[0]), dtype=torch.long, device=shapes.device)
+        cache.grow(order, int(sizes[0]))
+        unfinished = (sizes.unsqueeze(1) > torch.arange(int(sizes[0]), device=sizes.device)).sum(0).tolist()
+        for step, active in enumerate(unfinished):
+            logits = self.grid_head(self.grid_norm(hidden_states[:active, -1])).float()
+            if copied is not None:
+                rotary, now = self.rotary(position[:active]), slice(active)
+                logits = logits + self.copy_head(hidden_states[now], rotary, keys[now], copied.take(now))[:, -1]
+            colors = logits.argmax(-1)
+            cells[:active, step] = colors
+            active = unfinished[step + 1] if step + 1 < len(unfinished) else 0
+            if active:
+                width = num_cols[:active]
+                position = torch.stack([step // width, step % width], -1).unsqueeze(1)
+                position = self.carried_positions(position, width.unsqueeze(1))
+                embeds = self.embed_cells(colors[:active].unsqueeze(1), position, 1)
+                hidden_states = self._step(embeds, position, mask, cache)
+        grids = cells.new_zeros(len(order), self.config.max_rows * self.config.max_cols)
+        index = torch.arange(cells.shape[1], device=cells.device)
+        target = (index // num_cols.unsqueeze(1)) * self.config.max_cols + index % num_cols.unsqueeze(1)
+        real = index < sizes.unsqueeze(1)
+        grids.scatter_add_(1, torch.where(real, target, 0), torch.where(real, cells, 0))
+        unsorted = torch.empty_like(grids).index_copy_(0, order, grids)
+        return unsorted.view(-1, self.config.max_rows, self.config.max_cols)
