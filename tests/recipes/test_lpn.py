@@ -155,7 +155,7 @@ def test_evaluation_writes_results_submission_and_pictures_and_two_processes_agr
 @pytest.mark.slow
 def test_a_killed_evaluation_goes_on_in_two_processes(trained, tmp_path, monkeypatch):
     recipe = str(ROOT / "recipes" / "lpn" / "quickstart_eval.yaml")
-    settings = {**TINY_EVALUATION, "num_tasks": 300, "num_maps": 0, "num_pictures": 0, "model_name_or_path": trained}
+    settings = {**TINY_EVALUATION, "num_tasks": 100, "num_maps": 0, "num_pictures": 0, "model_name_or_path": trained}
     arguments = [recipe, *flags(settings, output_dir=tmp_path / "killed")]
     process = subprocess.Popen(
         **command(recipe="evaluate_lpn", arguments=arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
