@@ -1,7 +1,7 @@
 """One engine for work on batches: items of similar size together, dealt to processes, halved where memory ends."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ def map_batches(
     batch_size: int,
     failed: Callable[[Any, Exception], Any] | None = None,
     unit: str | None = None,
+    known: Mapping[int, Any] | None = None,
 ) -> list[Any]:
     """
     `work` on batches of items of similar size, dealt to the processes of a launch.
@@ -42,6 +43,8 @@ def map_batches(
         failed (`Callable`, *optional*): from an item and the error it raises on its own to its result: a batch that fails
             for any reason is then halved until the others are done. Without it an error other than of memory ends the work.
         unit (`str`, *optional*): what the items are called in a progress bar of the main process; no bar if not given.
+        known (`Mapping[int, Any]`, *optional*): results that are there already, by the place of their item; the same in every
+            process. Batches are those of all items, so that rounding is too, and one whose results are all known is left out.
 
     Returns:
         `list`: the result of every item, in order, in every process.
@@ -49,7 +52,9 @@ def map_batches(
     state = PartialState()
     order = sorted(range(len(items)), key=lambda index: (-size(items[index]), index))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    mine = batches[state.process_index :: state.num_processes]
+    known = known or {}
+    open_batches = [batch for batch in batches if not all(index in known for index in batch)]
+    mine = open_batches[state.process_index :: state.num_processes]
     results: list[tuple[int, Any]] = []
     hidden = unit is None or not state.is_main_process
     with tqdm(total=sum(map(len, mine)), unit=unit or "item", disable=hidden) as bar:
@@ -57,7 +62,7 @@ def map_batches(
             done = _work_or_split(work, [items[index] for index in batch], failed)
             results += zip(batch, done, strict=True)
             bar.update(len(batch))
-    gathered = dict(gather_object(results))
+    gathered = {**dict(gather_object(results)), **known}
     return [gathered[index] for index in range(len(items))]
 
 

@@ -4,7 +4,8 @@
 
 A YAML file may come first; flags win over it, `--help` lists them. The output folder gets `results.json` (scores by name,
 decoder evaluations, seconds, how it was made), `submission.json` for ARC Prize, and pictures. Several processes split
-the tasks; the result is the same.
+the tasks; the result is the same. Solved tasks are kept in `solved/` as they come: after a kill or Ctrl-C the same command
+goes on from there.
 
 `--choose_search true` chooses the settings of the search on validation tasks first (of a generator, others than those of
 the evaluation): every combination of the budgets and of the `choose_*` lists over the saved settings. The evaluation uses
@@ -18,6 +19,8 @@ the best, `--save_search true` saves it into the `config.json` of the model, a l
 import dataclasses
 import json
 import math
+import shutil
+import sys
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -266,9 +269,21 @@ def main():
             file = Path(args.model_name_or_path, "config.json")  # nothing else of it changes
             settings = {**json.loads(file.read_text()), "search": search.to_dict()}
             file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
-    output = evaluate_tasks(model, processor, tasks, search, args.budgets, args.batch_size, args.seed)
+    solved = Path(args.output_dir, "solved")
+    if args.overwrite and accelerator.is_main_process:
+        shutil.rmtree(solved, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    try:
+        output = evaluate_tasks(
+            model, processor, tasks, search, args.budgets, args.batch_size, args.seed, keep_in=solved
+        )
+    except KeyboardInterrupt:
+        if accelerator.is_main_process:
+            print(f"stopped; solved tasks are kept in {solved}, the same command goes on without --overwrite")
+        sys.exit(130)
     if accelerator.is_main_process:
         write(output, args, task_args, search, tasks, model, processor, compared, leaks)
+        shutil.rmtree(solved)  # results.json has it all
     end_together(accelerator)
 
 

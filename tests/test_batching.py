@@ -36,6 +36,19 @@ def test_an_item_that_fails_spoils_no_other():
         map_batches(work, [1, 3, 2], lambda item: item, batch_size=3)
 
 
+def test_known_results_are_not_worked_out_again_and_leave_the_batches_as_they_are():
+    seen = []
+
+    def work(items):
+        seen.append(list(items))
+        return [item * 10 for item in items]
+
+    known = {4: "five", 3: "four", 1: "two"}  # the whole batch of 5 and 4, half of another
+    results = map_batches(work, [1, 2, 3, 4, 5], lambda item: item, batch_size=2, known=known)
+    assert results == [10, "two", 30, "four", "five"]
+    assert seen == [[3, 2], [1]]
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_a_model_is_evaluated_and_left_as_it_was(training):
     model = torch.nn.Linear(2, 2).train(training)

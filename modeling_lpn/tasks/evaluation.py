@@ -1,14 +1,18 @@
 """Solves a list of tasks by latent search and scores the answers, at one or several search budgets."""
 
 import dataclasses
+import hashlib
 import itertools
+import json
 import os
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import PartialState
 
 from ..batching import evaluating, map_batches
 from ..lpn.search_lpn import SearchConfig, SearchOutput, rank_by_scores
@@ -102,6 +106,7 @@ def evaluate_tasks(
     batch_size: int = 32,
     seed: int = 0,
     progress: bool = True,
+    keep_in: str | os.PathLike | None = None,
 ) -> EvaluationOutput:
     """Predicts two grids for every test input of every task and scores them.
 
@@ -122,12 +127,16 @@ def evaluate_tasks(
         batch_size (`int`, defaults to 32): Tasks solved at a time; a batch that fails is halved.
         seed (`int`, defaults to 0): Seed of the random numbers of a search, the same for every task.
         progress (`bool`, defaults to `True`): Whether the main process shows a progress bar.
+        keep_in (`str` or path, *optional*):
+            Folder that gets the result of every task as soon as its batch is solved, one JSON line each. A call that finds
+            results of the same model and settings there, of any number of processes, goes on from them; tasks that failed
+            are tried again.
 
     Returns:
         [`EvaluationOutput`]
 
     Raises:
-        ValueError: There are no tasks, or two have the same id.
+        ValueError: There are no tasks, two have the same id, or `keep_in` holds results of another model or other settings.
         RuntimeError: Every single task failed.
     """
     search = SearchConfig.of(model.config.search if search_config is None else search_config)
@@ -136,8 +145,11 @@ def evaluate_tasks(
     start = time.perf_counter()
     with evaluating(model) as model:
         solver = _Solver(model, processor, search, budgets, seed)
+        kept = None if keep_in is None else _KeptRecords(Path(keep_in), solver)
+        known = kept.read(tasks) if kept else {}
+        solve = kept.solve if kept else solver.solve
         # Hours of work on the other tasks must not be lost to one of them.
-        solved = map_batches(solver.solve, tasks, _size, batch_size, _failed, "task" if progress else None)
+        solved = map_batches(solve, tasks, _size, batch_size, _failed, "task" if progress else None, known)
     records = {record.task_id: record for record in solved}
     output = _summarise(tasks, records, budgets, search)
     output.seconds = {"total": time.perf_counter() - start, **solver.seconds}
@@ -381,6 +393,74 @@ class _Solver:
         for row, record in enumerate(records):
             record.trajectory = log_probs[row, winners[row]].tolist()
             record.num_nonfinite = int(search.num_nonfinite[row])
+
+
+class _KeptRecords:
+    """
+    Records on disk: `settings.json`, and a file of JSON lines of every process. A batch is written at once, so that a kill
+    costs no more than the batches that were being solved; a line that was cut off counts as not there.
+    """
+
+    def __init__(self, folder: Path, solver: _Solver):
+        state = PartialState()
+        self.solver, self.folder = solver, folder
+        self.file = folder / f"process_{state.process_index}.jsonl"
+        with state.main_process_first():
+            self._check_settings()
+
+    def _check_settings(self) -> None:
+        solver, file = self.solver, self.folder / "settings.json"
+        settings = {"search": solver.search.to_dict(), "budgets": list(solver.budgets), "seed": solver.seed}
+        settings |= {"model": _digest_of_weights(solver.model)}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not file.is_file():
+            new = file.with_name(f"{file.name}.{os.getpid()}")
+            new.write_text(json.dumps(settings))
+            os.replace(new, file)
+        earlier = json.loads(file.read_text())
+        other = [name for name in settings if earlier.get(name) != json.loads(json.dumps(settings[name]))]
+        if other:
+            raise ValueError(
+                f"{self.folder} holds results of an evaluation with another `{other[0]}`; go on with the same settings, or"
+                " remove the folder (recipes: --overwrite true)"
+            )
+
+    def read(self, tasks: list[dict]) -> dict[int, _Record]:
+        """The records of these tasks that are there, by place."""
+        records = {}
+        for file in sorted(self.folder.glob("process_*.jsonl")):
+            for line in file.read_text().split("\n"):
+                try:
+                    entry = json.loads(line)
+                except json.JSONDecodeError:
+                    continue
+                key = entry.pop("task")
+                records[key] = _Record(**entry)
+        places = {index: records[key] for index, task in enumerate(tasks) if (key := _digest(task)) in records}
+        PartialState().wait_for_everyone()  # nobody writes before all have read
+        return places
+
+    def solve(self, tasks: list[dict]) -> list[_Record]:
+        records = self.solver.solve(tasks)
+        entries = zip(tasks, records, strict=True)
+        lines = [json.dumps({"task": _digest(task), **dataclasses.asdict(record)}) for task, record in entries]
+        with open(self.file, "a") as file:
+            # The newline in front ends a line that an earlier run left half written.
+            file.write("\n" + "\n".join(lines) + "\n")
+        return records
+
+
+def _digest(task: dict) -> str:
+    return hashlib.sha256(json.dumps(task, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def _digest_of_weights(model) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(
+            name.encode() + tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        )
+    return digest.hexdigest()[:32]
 
 
 def _solutions(tasks) -> dict:

@@ -154,6 +154,28 @@ def test_evaluation_writes_results_submission_and_pictures_and_two_processes_agr
     assert not (tmp_path / "two" / "pictures").exists()
 
 
+@pytest.mark.slow
+def test_a_killed_evaluation_goes_on_in_two_processes(trained, tmp_path, monkeypatch):
+    recipe = str(ROOT / "recipes" / "lpn" / "quickstart_eval.yaml")
+    settings = {**TINY_EVALUATION, "num_tasks": 100, "num_maps": 0, "num_pictures": 0, "model_name_or_path": trained}
+    arguments = [recipe, *flags(settings, output_dir=tmp_path / "killed")]
+    process = subprocess.Popen(
+        **command(recipe="evaluate_lpn", arguments=arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    solved = tmp_path / "killed" / "solved" / "process_0.jsonl"
+    until = time.monotonic() + 60
+    while not solved.exists() and time.monotonic() < until:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert len(solved.read_text().split()) > 0 and not (tmp_path / "killed" / "results.json").exists()
+    launch("evaluate_lpn", *arguments)
+    assert not solved.parent.exists()
+    call(evaluate, monkeypatch, recipe, *flags(settings, output_dir=tmp_path / "whole"))
+    killed, whole = (json.loads((tmp_path / run / "results.json").read_text()) for run in ("killed", "whole"))
+    assert killed["results"] == whole["results"]
+
+
 def test_search_settings_are_chosen_and_saved_with_the_model(trained, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "model"
     shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("checkpoint-*"))

@@ -246,3 +246,66 @@ def test_scores_without_leaks():
     (scores,) = scores_without(tasks, [result], ["a"])
     assert scores["top_1_strict_task_accuracy"] == 0 and scores_without(tasks, [result], ["a", "b"]) == [{}]
     assert scores_without(tasks, [result], [])[0]["top_1_strict_task_accuracy"] == 0.5
+
+
+class Killed(BaseException):
+    """Ends an evaluation as Ctrl-C does."""
+
+
+def same(one, other):
+    assert [vars(a) for a in one.results] == [vars(b) for b in other.results]
+    assert one.trajectories == other.trajectories and one.num_nonfinite == other.num_nonfinite
+
+
+def test_a_killed_evaluation_goes_on_from_what_is_on_disk(model, processor, tmp_path, monkeypatch):
+    tasks, search = make_tasks(), SearchConfig(lr=0.3, num_samples=1)
+    whole = run(model, processor, tasks, search, BUDGETS)
+    original, searched = model.search, []
+
+    def killed_in_the_third_batch(**kwargs):
+        searched.append(len(kwargs["input_grids"]))
+        if len(searched) == 3:
+            raise Killed
+        return original(**kwargs)
+
+    monkeypatch.setattr(model, "search", killed_in_the_third_batch)
+    with pytest.raises(Killed):
+        run(model, processor, tasks, search, BUDGETS, keep_in=tmp_path)
+    file = tmp_path / "process_0.jsonl"
+    assert len(file.read_text().split()) and searched == [4, 4, 1]
+    same(run(model, processor, tasks, search, BUDGETS, keep_in=tmp_path), whole)
+    assert searched == [4, 4, 1, 1]  # only the batch that was lost
+    # What another process wrote counts, and a line that was cut off does not.
+    lines = file.read_text().split("\n")
+    file.write_text("\n".join(lines[: len(lines) // 2])[:-40])
+    (tmp_path / "process_3.jsonl").write_text("\n".join(lines[len(lines) // 2 :]))
+    same(run(model, processor, tasks, search, BUDGETS, keep_in=tmp_path), whole)
+    assert searched[4:] == [4]
+    same(run(model, processor, tasks, search, BUDGETS, keep_in=tmp_path), whole)
+    assert searched[5:] == []
+    other = make_tasks(seed=1)[:2]  # the ids are the same, the tasks are not
+    assert set(run(model, processor, other, search, BUDGETS, keep_in=tmp_path).trajectories) == {"t0", "t1"}
+    assert searched[5:] == [2]
+    with pytest.raises(ValueError, match="results of an evaluation with another `seed`"):
+        run(model, processor, tasks, search, BUDGETS, keep_in=tmp_path, seed=5)
+    changed = copy.deepcopy(model)
+    next(changed.parameters()).data += 1
+    with pytest.raises(ValueError, match="with another `model`"):
+        run(changed, processor, tasks, search, BUDGETS, keep_in=tmp_path)
+
+
+def test_a_failed_task_is_tried_again(model, processor, tmp_path, monkeypatch):
+    tasks, search = make_tasks(3), SearchConfig(num_steps=1)
+    original = model.search
+
+    def failing(**kwargs):
+        if len(kwargs["input_grids"]) > 1 or failing.calls == 0:
+            failing.calls += len(kwargs["input_grids"]) == 1
+            raise torch.OutOfMemoryError
+        return original(**kwargs)
+
+    failing.calls = 0
+    monkeypatch.setattr(model, "search", failing)
+    assert len(run(model, processor, tasks, search, keep_in=tmp_path).errors) == 1
+    monkeypatch.setattr(model, "search", original)
+    assert run(model, processor, tasks, search, keep_in=tmp_path).errors == {}
