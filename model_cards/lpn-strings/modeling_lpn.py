@@ -676,6 +676,7 @@ class LPNModel(LPNPreTrainedModel):
         source = device if generator is None else generator.device
         return torch.randn(shape, generator=generator, device=source).to(device)
 
+    # trf-ignore: TRF045 hidden states of groups of pairs are put in order here, which a hook on a layer cannot
     def forward(
         self,
         input_grids: torch.Tensor,
