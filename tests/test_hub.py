@@ -56,7 +56,10 @@ def test_an_assembled_folder_is_a_repository_and_assembling_it_again_changes_not
     first = contents(tmp_path / "out")
     assert set(first) == {
         *("README.md", "card.yaml", "config.json", "model.safetensors", "processor_config.json", "run.json"),
-        *(f"{name}_lpn.py" for name in ("configuration", "modeling", "processing", "search", "transformer")),
+        *(
+            f"{name}_lpn.py"
+            for name in ("configuration", "modeling", "pipeline", "plan", "processing", "search", "transformer")
+        ),
         "results/seed0_chosen.json",
     }
     assert set(left_out) == {

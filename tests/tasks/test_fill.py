@@ -68,13 +68,13 @@ def test_scores_are_log_likelihoods_of_the_model(model_and_processor):
 
 def test_calibration_finds_known_probabilities(tmp_path):
     rng = np.random.default_rng(0)
-    scores = -rng.exponential(2.0, (4000, 2))
+    scores = -rng.exponential(2.0, (40_000, 2))
     probability = 1 / (1 + np.exp(-(1.5 * scores[:, 0] + 0.5 * scores[:, 1] + 2.0)))
-    right = rng.random(4000) < probability
-    fitted = Calibration.fit(scores[:2000], right[:2000])
+    right = rng.random(40_000) < probability
+    fitted = Calibration.fit(scores[:20_000], right[:20_000])
     np.testing.assert_allclose([*fitted.weights, fitted.bias], [1.5, 0.5, 2.0], atol=0.25)
-    checked = fitted.check(scores[2000:], right[2000:])
-    assert sum(row["answers"] for row in checked["bins"]) == 2000
+    checked = fitted.check(scores[20_000:], right[20_000:])
+    assert sum(row["answers"] for row in checked["bins"]) == 20_000
     assert all(abs(row["said"] - row["found"]) < 0.12 for row in checked["bins"] if row["answers"] > 100)
     fitted.measured = checked
     fitted.save(tmp_path)
