@@ -302,7 +302,7 @@ def test_the_command_and_a_data_set(hub, lpn, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_converted_codegen2_and_an_adapter_of_it(hub, tmp_path, tokenizer):
-    write_release(tiny_model(vocab_size=len(tokenizer), n_positions=128), tmp_path / "release")
+    write_release(tiny_model(vocab_size=len(tokenizer), n_positions=256), tmp_path / "release")
     tokenizer.save_pretrained(tmp_path / "release")
     convert = [
         sys.executable,
