@@ -91,6 +91,12 @@ def main():
     if len(argv) >= 2 and not argv[0].startswith("-") and not argv[1].startswith("-"):
         argv = [f"--folder={argv[0]}", f"--repo_id={argv[1]}", *argv[2:]]
     (args,) = parse_recipe([PublishArguments], argv)
+    if args.output_dir is not None:
+        upload = [name for name in ("public", "revision", "tag", "commit_message", "dry_run") if getattr(args, name)]
+        if upload:
+            raise ValueError(
+                f"--{upload[0]} is of an upload, and --output_dir gathers and uploads nothing; give one of the two"
+            )
     is_model = any(Path(args.folder, name).is_file() for name in ("config.json", "adapter_config.json"))
     if is_model and args.public and args.license is None and CardFacts.read(args.folder).license is None:
         raise ValueError(
