@@ -68,6 +68,16 @@ def test_a_sample_does_not_depend_on_its_batch(tmp_path, model, tokenizer, tasks
     assert other != samples[0]
 
 
+@pytest.mark.parametrize("tasks", [TASKS, HOLES], ids=["continue", "fill"])
+def test_a_greedy_completion_does_not_depend_on_its_batch(tmp_path, model, tokenizer, tasks):
+    greedy = SamplingConfig(max_new_tokens=12)
+    found = [
+        sample_completions(model, tokenizer, tasks, changed(greedy, batch_size=size), tmp_path / f"{size}.jsonl")
+        for size in (1, 2, 32)
+    ]
+    assert found[0] == found[1] == found[2]
+
+
 def test_an_interrupted_run_goes_on(tmp_path, model, tokenizer, monkeypatch):
     whole = sample_completions(model, tokenizer, TASKS, SAMPLING, tmp_path / "whole.jsonl")
     path = tmp_path / "broken.jsonl"

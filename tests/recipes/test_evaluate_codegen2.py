@@ -133,18 +133,6 @@ def test_a_killed_evaluation_goes_on(folder, evaluated, monkeypatch):
         call(evaluate, monkeypatch, *given, "--overwrite", "true", "--infill_max_new_tokens", "7")
 
 
-def test_greedy_results_do_not_depend_on_the_batch(folder, monkeypatch):
-    found = []
-    for size in (1, 3, 32):
-        path = folder / f"batch_{size}"
-        given = flags(SETTINGS, model_name_or_path=folder / "model", output_dir=path, bounds="false", num_cases=8)
-        given += ["--benchmarks", "infill:line", "humaneval", "--humaneval_path", folder / "humaneval.jsonl"]
-        given += ["--validation_files", folder / "validation.parquet", "--batch_size", size]
-        call(evaluate, monkeypatch, *given)
-        found.append({file.name: file.read_text() for file in path.glob("s*.jsonl")})
-    assert len(found[0]) == 2 and found[0] == found[1] == found[2]
-
-
 def evaluate_in_child(given):
     PartialState._reset_state()
     AcceleratorState._reset_state()
