@@ -3,13 +3,18 @@
 import numpy as np
 import pytest
 import torch
-from cases_any_model import CONFIGS, LAYOUTS, make, sequences
+from cases_any_model import CONFIGS, LAYOUTS, SIZES, make, sequences
 from cases_codegen2 import tiny_tokenizer
 from transformers import (
+    AutoModelForCausalLM,
     BloomConfig,
     BloomForCausalLM,
+    Gemma3Config,
+    Gemma3TextConfig,
+    SiglipVisionConfig,
     default_data_collator,
 )
+from transformers.models.hrm_text.configuration_hrm_text import HrmTextConfig
 
 from modeling_lpn import (
     CodeTrainer,
@@ -57,6 +62,44 @@ def test_packed_files_do_not_see_each_other(name, attention, preset):
             torch.testing.assert_close(logits(model, alone)[0], before[row, own], atol=2e-5, rtol=1e-4)
 
 
+def gemma3():
+    torch.manual_seed(0)
+    layers = ["sliding_attention", "full_attention"]
+    text = Gemma3TextConfig(**SIZES, head_dim=16, sliding_window=16, layer_types=layers)
+    image = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = SiglipVisionConfig(**image, image_size=28, patch_size=14)
+    config = Gemma3Config(text_config=text, vision_config=vision, image_token_index=127, mm_tokens_per_image=4)
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+def hrm_text():
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(
+        HrmTextConfig(**{**SIZES, "num_hidden_layers": 1}, H_cycles=1, L_cycles=1)
+    ).eval()
+
+
+def test_a_prefix_lm_of_transformers_reads_each_prefix_in_both_directions():
+    model, data = hrm_text(), sequences("prefix_lm")
+    check_attention(model, "isolated_4d", data.mixture)
+    collator = DataCollatorForCodeObjectives(LAYOUTS["prefix_lm"], "isolated_4d", information=True)
+    batch = collator([data[index] for index in range(4)])
+    before, units, seen = logits(model, batch), [data[index]["units"] for index in range(4)], 0
+    for row, some in enumerate(units):
+        start = 0
+        for unit in some:
+            prefix, end = start + unit.plan.prefix_length, start + unit.plan.size
+            if unit.plan.prefix_length > 1:
+                for place, changes in ((prefix - 1, range(start, end)), (prefix, range(prefix, end))):
+                    ids = batch["input_ids"].clone()
+                    ids[row, place] = (ids[row, place] + 1) % 100
+                    moved = (logits(model, {**batch, "input_ids": ids}) - before).abs().amax(-1) > 2e-5
+                    assert moved.nonzero().tolist() == [[row, position] for position in changes]
+                seen += 1
+            start = end
+    assert seen > 2
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_model_trains(name, tmp_path):
     preset = "fim" if name == "codegen2" else "codegen2"  # each one's own is tested elsewhere
@@ -89,6 +132,11 @@ def test_what_a_model_cannot_read_is_refused():
     prefix_lm, fim = ObjectiveMixture.from_preset("prefix_lm"), ObjectiveMixture.from_preset("fim")
     for name in CONFIGS:
         check_attention(make(name), "isolated", fim)
+    with pytest.raises(ValueError, match="HrmTextForCausalLM takes no `block_sequence_ids`.*'isolated_4d'"):
+        check_attention(hrm_text(), "isolated", prefix_lm)
+    for attention, fault in (("isolated", "takes no `block_sequence_ids`"), ("isolated_4d", "a sliding window")):
+        with pytest.raises(ValueError, match=fault):  # by `token_type_ids` its prefixes would see what follows them
+            check_attention(gemma3(), attention, prefix_lm)
     check_attention(make("codegen2"), "isolated", prefix_lm)
     check_attention(make("llama"), "isolated_4d", prefix_lm)
     with pytest.raises(ValueError, match="LlamaForCausalLM takes no `block_sequence_ids`.* `attention` 'isolated_4d'"):
