@@ -20,7 +20,7 @@ from transformers import AutoModel, AutoProcessor
 from modeling_lpn import SearchConfig, TaskStream
 from modeling_lpn.arguments import given, option, parse_recipe
 from modeling_lpn.runs import load_pretrained, refuse_existing, run_recipe, use_cpu_cores, write_results
-from modeling_lpn.tasks.arguments import SearchArguments, TaskArguments, make_task
+from modeling_lpn.tasks.arguments import SearchArguments, make_task, task_arguments
 from modeling_lpn.tasks.enumeration import answer_by_enumeration, is_ambiguous, nearest_pair
 from modeling_lpn.tasks.evaluation import BudgetResult, EvaluationOutput, evaluate_tasks
 from modeling_lpn.tasks.fill import Calibration, answer_task
@@ -148,7 +148,7 @@ def percent(row: dict) -> str:
 
 
 def main():
-    args, task_args, search_args = parse_recipe([EvaluationArguments, TaskArguments, SearchArguments])
+    args, task_args, search_args = parse_recipe([EvaluationArguments, task_arguments(), SearchArguments])
     files = check(args)
     use_cpu_cores(args.num_threads)
     model = load_pretrained(AutoModel.from_pretrained, args.model_name_or_path).eval()

@@ -34,9 +34,9 @@ from modeling_lpn.tasks.arguments import (
     LPNTrainingArguments,
     ModelArguments,
     SearchArguments,
-    TaskArguments,
     TrainSearchArguments,
     make_task,
+    task_arguments,
     validation_settings,
 )
 from modeling_lpn.tasks.stream import tasks_from_stream
@@ -113,9 +113,20 @@ def build_eval_tasks(run, task_args, args, processor) -> list[dict] | None:
     return tasks_from_stream(stream, run.num_eval_tasks)
 
 
+def argument_types() -> list[type]:
+    """Of `parse_recipe`: the run, model, task, search in training, search that is saved with the model, and training."""
+    return [
+        RunArguments,
+        ModelArguments,
+        task_arguments(),
+        TrainSearchArguments,
+        SearchArguments,
+        LPNTrainingArguments,
+    ]
+
+
 def main():
-    types = [RunArguments, ModelArguments, TaskArguments, TrainSearchArguments, SearchArguments, LPNTrainingArguments]
-    run, model_args, task_args, train_search, search, args = parse_recipe(types)
+    run, model_args, task_args, train_search, search, args = parse_recipe(argument_types())
     logging.basicConfig(level=logging.INFO if args.should_log else logging.WARNING)
     if args.device.type == "cpu":
         use_cpu_cores(run.num_threads)

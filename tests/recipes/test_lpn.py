@@ -15,7 +15,7 @@ from modeling_lpn import LPNConfig, LPNModel, PatternTask, SearchConfig, TaskStr
 from modeling_lpn.arguments import given, parse_recipe
 from modeling_lpn.hub import assemble, verify
 from modeling_lpn.tasks.arc import save_tasks
-from modeling_lpn.tasks.arguments import make_task
+from modeling_lpn.tasks.arguments import make_task, task_arguments
 from modeling_lpn.tasks.metrics import validate_submission
 from modeling_lpn.tasks.stream import tasks_from_stream
 
@@ -280,20 +280,12 @@ def test_two_processes_resume_exactly(tmp_path):
 def test_every_recipe_is_understood(path, tmp_path):
     if path.stem.endswith("_eval"):
         args, task_args, search = parse_recipe(
-            [evaluate.EvaluationArguments, evaluate.TaskArguments, evaluate.SearchArguments], [str(path)]
+            [evaluate.EvaluationArguments, task_arguments(), evaluate.SearchArguments], [str(path)]
         )
         make_task(args.tasks, task_args)
     else:
-        names = [
-            "RunArguments",
-            "ModelArguments",
-            "TaskArguments",
-            "TrainSearchArguments",
-            "SearchArguments",
-            "LPNTrainingArguments",
-        ]
         run, model_args, task_args, train_search, search, args = parse_recipe(
-            [getattr(train, name) for name in names], [str(path), "--output_dir", str(tmp_path)]
+            train.argument_types(), [str(path), "--output_dir", str(tmp_path)]
         )
         LPNConfig(**given(model_args))
         SearchConfig(**given(train_search, "train_search_"))
@@ -313,16 +305,7 @@ def test_every_recipe_is_understood(path, tmp_path):
 )
 def test_recipes_of_the_paper_build_models_of_its_size(name, parameters):
     """Counts from the hyperparameter tables; with rotary positions `arc` has no position tables (2 x 2 x 30 x 512)."""
-    names = (
-        "RunArguments",
-        "ModelArguments",
-        "TaskArguments",
-        "TrainSearchArguments",
-        "SearchArguments",
-        "LPNTrainingArguments",
-    )
-    types = [getattr(train, type_name) for type_name in names]
-    model_args = parse_recipe(types, [str(ROOT / "recipes" / "lpn" / f"{name}.yaml")])[1]
+    model_args = parse_recipe(train.argument_types(), [str(ROOT / "recipes" / "lpn" / f"{name}.yaml")])[1]
     with torch.device("meta"):
         model = LPNModel(LPNConfig(**given(model_args)))
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
