@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from transformers import TrainerCallback, TrainingArguments
+from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import get_last_checkpoint
 
 
@@ -258,22 +259,41 @@ class ThreadChoice(TrainerCallback):
         return next((number for number, times in self.seconds.items() if len(times) < self.STEPS), None)
 
 
-class TimeBudget(TrainerCallback):
+class TimeBudget(TrainerCallback, ExportableState):
     """
     Says after the first steps what a training will take, and ends it at a time budget, with a checkpoint where the run
-    saves any.
+    saves any. Checkpoints keep the time that led to them: the record of a resumed run tells that of all its steps.
 
     Args:
-        max_minutes (`float`, *optional*): minutes of training, evaluations included; no limit if not given.
+        max_minutes (`float`, *optional*):
+            minutes of training from now on, evaluations included; no limit if not given.
     """
 
     FIRST_STEPS = 20
 
     def __init__(self, max_minutes: float | None = None):
-        self.max_minutes, self.ended, self.start, self.first = max_minutes, False, 0.0, 0
+        self.max_minutes, self.ended, self.start, self.first = max_minutes, False, None, 0
+        self.earlier: float | None = 0.0  # seconds until the checkpoint that training goes on from
+
+    @property
+    def seconds(self) -> float | None:
+        """Of training, that before the checkpoint included; `None` where an old checkpoint does not tell."""
+        if self.earlier is None or self.start is None:
+            return self.earlier
+        return self.earlier + time.perf_counter() - self.start
+
+    def state(self) -> dict:
+        """What a checkpoint keeps."""
+        return {"args": {"max_minutes": self.max_minutes}, "attributes": {"earlier": self.seconds}}
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.start, self.first = time.perf_counter(), state.global_step
+        # Trainer expects the entry to be there when it saves, also in the state of a checkpoint that had none.
+        unknown = {"attributes": {"earlier": None if state.global_step else 0.0}}
+        kept = state.stateful_callbacks.setdefault(type(self).__name__, unknown)
+        self.earlier, self.start, self.first = kept["attributes"]["earlier"], time.perf_counter(), state.global_step
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.earlier, self.start = self.seconds, None
 
     def on_step_end(self, args, state, control, **kwargs):
         elapsed, done = time.perf_counter() - self.start, state.global_step - self.first

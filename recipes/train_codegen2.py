@@ -215,7 +215,8 @@ def main():
     if args.should_save:
         record = {"num_parameters": model.num_parameters(), "metrics": result.metrics, "evaluation": evaluation}
         record["spans"] = span_counts(train_data.mixture)
-        record |= {"steps": trainer.state.global_step, "ended_by_time_budget": budget.ended}
+        record |= {"steps": trainer.state.global_step, "seconds": budget.seconds}
+        record["ended_by_time_budget"] = budget.ended
         record["arguments"] = {**vars(run), **given(objective_args), **given(model_args), **args.to_sanitized_dict()}
         write_results(Path(args.output_dir, "run.json"), args.seed, **record)
         print(f"evaluate it: accelerate launch recipes/evaluate_codegen2.py --model_name_or_path {args.output_dir}")

@@ -172,6 +172,7 @@ def main():
             arguments={**vars(run), **given(task_args), "train_search": train_search, **args.to_sanitized_dict()},
             metrics=result.metrics,
             steps=trainer.state.global_step,
+            seconds=budget.seconds,
             ended_by_time_budget=budget.ended,
         )
         print(f"evaluate it: accelerate launch recipes/evaluate_lpn.py --model_name_or_path {args.output_dir}")

@@ -145,7 +145,8 @@ def test_a_time_budget_ends_a_run_and_says_what_it_will_take(monkeypatch, capsys
     clock = iter(range(0, 10_000, 10))
     monkeypatch.setattr("modeling_lpn.runs.time.perf_counter", lambda: next(clock))
     budget, args = TimeBudget(max_minutes=5), SimpleNamespace(save_strategy="no")
-    state, control = SimpleNamespace(global_step=0, max_steps=100, is_world_process_zero=True), SimpleNamespace()
+    control = SimpleNamespace()
+    state = SimpleNamespace(global_step=0, max_steps=100, is_world_process_zero=True, stateful_callbacks={})
     budget.on_train_begin(args, state, control)
     while not budget.ended:
         state.global_step += 1

@@ -98,12 +98,18 @@ def test_a_killed_and_resumed_run_ends_with_the_same_weights(trained, tmp_path, 
     for path in tmp_path.iterdir():
         if path.name != "checkpoint-10":
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+    state = json.loads((tmp_path / "checkpoint-10" / "trainer_state.json").read_text())
+    assert state["stateful_callbacks"]["TimeBudget"]["attributes"]["earlier"] > 0
+    state["stateful_callbacks"]["TimeBudget"]["attributes"]["earlier"] = 3600.0  # as if it had taken an hour
+    (tmp_path / "checkpoint-10" / "trainer_state.json").write_text(json.dumps(state))
     with pytest.raises(ValueError, match="the last: checkpoint-10.*--resume_from_checkpoint auto"):
         call(train, monkeypatch, *arguments)
     call(train, monkeypatch, *arguments, "--resume_from_checkpoint", "auto")
     expected, resumed = weights(trained), weights(tmp_path)
     assert set(expected) == set(resumed)
     assert all(torch.equal(expected[name], resumed[name]) for name in expected)
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert 3600 < record["seconds"] < 3600 + 120 and record["metrics"]["train_runtime"] < 120
     assert any(not torch.equal(expected[name], weights(tmp_path / "checkpoint-10")[name]) for name in expected)
 
 
