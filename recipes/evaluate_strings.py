@@ -6,7 +6,7 @@
 gets one JSON file for each: accuracy at every search budget (the mean latent is budget 0) with the largest number of
 examples, and for every number of them (`results_by_num_examples`, drawn in a PNG file of the same name); the baselines
 `nearest_pair` (copies the output of the most similar input) and `enumeration` (the smallest program of the space of
-`tasks/strings.py`, with the time per task that the search took, or `--seconds`). `--searches` adds other searches, all with
+`tasks/strings.py`, or of `tasks/lists.py` for lists of integers, with the time per task that the search took, or `--seconds`). `--searches` adds other searches, all with
 the same number of decoder evaluations. A task that the model cannot read counts as wrong. `--calibrate true` fits how
 probably an answer is right on validation tasks of the first generator, and as many of programs seen in training, and writes
 `calibration.json` into the folder of the model.
@@ -30,6 +30,7 @@ from modeling_lpn.tasks.enumeration import answer_by_enumeration, is_ambiguous, 
 from modeling_lpn.tasks.evaluation import BudgetResult, EvaluationOutput, evaluate_tasks
 from modeling_lpn.tasks.fill import Calibration, answer_task
 from modeling_lpn.tasks.generators import TASK_GENERATORS
+from modeling_lpn.tasks.list_enumeration import answer_lists_by_enumeration, is_list_task
 from modeling_lpn.tasks.metrics import compute_arc_scores
 from modeling_lpn.tasks.stream import tasks_from_stream
 from modeling_lpn.tasks.string_sources import load_string_tasks
@@ -77,10 +78,15 @@ def score(answers: dict, tasks: list[dict]) -> dict:
     return compute_arc_scores(answers, {task["task_id"]: [pair["output"] for pair in task["test"]] for task in tasks})
 
 
+def enumerate_answers(task: dict, max_size: int, seconds: float) -> list[list[str]]:
+    answer = answer_lists_by_enumeration if is_list_task(task) else answer_by_enumeration
+    return answer(task, max_size, seconds)
+
+
 def evaluate_baselines(args, tasks: list[dict], seconds: float) -> dict:
     baselines = {
         "nearest_pair": nearest_pair,
-        "enumeration": lambda task: answer_by_enumeration(task, args.max_size, seconds),
+        "enumeration": lambda task: enumerate_answers(task, args.max_size, seconds),
     }
     found = {"enumeration_seconds": seconds}
     for name, answer in baselines.items():
