@@ -1,7 +1,12 @@
-"""Functions on lists of integers, after DeepCoder (Balog et al., 2017, arXiv 1611.01989), written as strings."""
+"""Functions on lists of integers, after DeepCoder (Balog et al., 2017, arXiv 1611.01989), written as strings.
+
+They compute what those of ExeDec (Shi et al., 2024) do: division rounds down, and a negative number of items to take or drop
+counts from the end, as in Python.
+"""
 
 import itertools
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -23,9 +28,9 @@ MAPS: dict[str, Callable[[int], int]] = {
     "*2": lambda x: x * 2,
     "*3": lambda x: x * 3,
     "*4": lambda x: x * 4,
-    "/2": lambda x: int(x / 2),
-    "/3": lambda x: int(x / 3),
-    "/4": lambda x: int(x / 4),
+    "/2": lambda x: x // 2,
+    "/3": lambda x: x // 3,
+    "/4": lambda x: x // 4,
     "*(-1)": lambda x: -x,
     "**2": lambda x: x * x,
 }
@@ -51,8 +56,8 @@ FUNCTIONS: dict[str, tuple[str, Callable[..., Value]]] = {
     "sum": ("l", sum),
     "reverse": ("l", lambda x: x[::-1]),
     "sort": ("l", sorted),
-    "take": ("il", lambda n, x: x[: max(n, 0)]),
-    "drop": ("il", lambda n, x: x[max(n, 0) :]),
+    "take": ("il", lambda n, x: x[:n]),
+    "drop": ("il", lambda n, x: x[n:]),
     "access": ("il", lambda n, x: x[n] if n >= 0 else x[len(x)]),
     "map": ("ml", lambda name, x: [MAPS[name](value) for value in x]),
     "filter": ("pl", lambda name, x: [value for value in x if PREDICATES[name](value)]),
@@ -80,6 +85,17 @@ def run_program(program: Program, inputs: Sequence[Value]) -> Value:
     for name, *arguments in program:
         values.append(FUNCTIONS[name][1](*[x if isinstance(x, str) else values[x] for x in arguments]))
     return values[-1]
+
+
+def read_values(text: str) -> list[Value]:
+    """
+    The values of `[1 -3 2] 2`: `[[1, -3, 2], 2]`.
+
+    Raises:
+        `ValueError`: the text holds anything else.
+    """
+    found = re.findall(r"\[[-0-9 ]*\]|[^\s\[\]]+|[\[\]]", text)
+    return [list(map(int, item[1:-1].split())) if item[:1] == "[" and len(item) > 1 else int(item) for item in found]
 
 
 def write_value(value: Value) -> str:
@@ -195,4 +211,4 @@ class ListTask:
         return (inputs, outputs) if good else None
 
 
-__all__ = ["ALPHABET", "FUNCTIONS", "ListTask", "run_program", "write_value"]
+__all__ = ["ALPHABET", "FUNCTIONS", "ListTask", "read_values", "run_program", "write_value"]

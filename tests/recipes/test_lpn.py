@@ -375,11 +375,17 @@ def test_strings_from_training_to_scores(tmp_path, monkeypatch, capsys):
     settings = {name: TINY_STRINGS[name] for name in ("task_max_length", "task_max_size", "num_threads")}
     settings |= {"num_tasks": 4, "num_examples": [1, 3], "budgets": [0, 1], "seconds": 0.02, "num_ambiguity_tasks": 1}
     settings |= {"calibrate": "true", "num_calibration_tasks": 4, "tasks": ["string", str(source)]}
+    settings |= {"searches": ["method=mean", "method=random,std=0.5", "num_samples=2", "rank_by=leave_one_out"]}
+    settings["search_evaluations"] = 12
     strings = load_recipe("evaluate_strings")
     call(strings, monkeypatch, *flags(settings, model_name_or_path=model, output_dir=tmp_path / "out"))
     generated, read = (json.loads((tmp_path / "out" / f"{name}.json").read_text()) for name in ("string", "some"))
     by_number = generated["results_by_num_examples"]
     assert [len(by_number[count]) for count in ("1", "3")] == [2, 2] and generated["results"] == by_number["3"]
+    compared = generated["results_by_search"]
+    assert [row["num_evaluations"] for row in compared.values()] == [1, 12, 12, 12]
+    assert compared["num_samples=2"]["search"]["num_steps"] == 12 and compared["num_samples=2"]["budget"] == 12
+    assert (tmp_path / "out" / "string.png").is_file()
     assert generated["arguments"]["tasks"] == "string" and 0 <= generated["ambiguity"]["share_ambiguous"] <= 1
     assert set(generated["baselines"]) == {"enumeration", "enumeration_seconds", "nearest_pair"}
     assert read["num_tasks"] == 2 and list(read["errors"]) == ["some_0"]
@@ -394,6 +400,9 @@ def test_strings_from_training_to_scores(tmp_path, monkeypatch, capsys):
         call(evaluate, monkeypatch, "--model_name_or_path", model, "--output_dir", tmp_path / "other")
     with pytest.raises(ValueError, match="string.json"):
         call(strings, monkeypatch, *flags(settings, model_name_or_path=model, output_dir=tmp_path / "out"))
+    with pytest.raises(ValueError, match="'std' is no setting; write name=value"):
+        wrong = {**settings, "searches": ["method=random,std"], "output_dir": tmp_path / "new"}
+        call(strings, monkeypatch, *flags(wrong, model_name_or_path=model))
     with pytest.raises(ValueError, match="generator 'sequence' has no strings"):
         call(
             strings,
