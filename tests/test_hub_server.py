@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import build_pattern
 import huggingface_hub
@@ -24,6 +26,7 @@ from modeling_lpn import (
 )
 from modeling_lpn import hub as hub_module
 from modeling_lpn.hub import HubError, assemble, publish
+from modeling_lpn.pipelines import load_pipeline
 from modeling_lpn.tasks.arguments import LPNTrainingArguments
 
 
@@ -336,3 +339,50 @@ publish("adapter", "anna/adapter")
     assert result.returncode == 0, result.stderr
     card = hub.repository("models", "anna/adapter").files["README.md"].decode()
     assert "an adapter on `anna/codegen2`" in card and "base_model: anna/codegen2" in card
+
+
+DOWNLOADS = [
+    (CUT, "broke off: peer closed"),
+    (2.0, "no byte in 0.3 s, the limit HF_HUB_DOWNLOAD_TIMEOUT"),
+    (500, "answers 500"),
+]
+
+
+@pytest.fixture
+def published(hub, lpn, monkeypatch, tmp_path):
+    """A model on the Hub, for a user in this process who has nothing of it yet."""
+    publish(lpn, "anna/small", check=False)
+    constants = huggingface_hub.constants
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    hasty = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})  # no pause between two tries
+    monkeypatch.setattr("huggingface_hub.file_download.time", hasty)
+    return hub
+
+
+@pytest.mark.parametrize("fault, message", DOWNLOADS, ids=["cut", "slow", "500"])
+def test_a_download_that_breaks_off_is_said_and_leaves_nothing_half(published, monkeypatch, tmp_path, fault, message):
+    if fault == 2.0:
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.3)
+    published.fail("GET", "/resolve/.*safetensors", fault, times=99)
+    with pytest.raises(
+        ConnectionError, match=f"'anna/small' was not loaded, its download failed .*{message}"
+    ) as error:
+        load_pipeline("anna/small")
+    assert TOKEN not in str(error.value) and "\n" not in str(error.value)
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+    published.faults.clear()  # the same again goes through
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DOWNLOAD_TIMEOUT", 10)
+    task = {"train": [{"input": [[1]], "output": [[2]]}], "test": [{"input": [[3]]}]}
+    assert load_pipeline("anna/small")(task, budget=0)["grids"]
+
+
+@pytest.mark.parametrize("file", ["config.json", "processor_config.json"])
+def test_a_download_that_breaks_off_once_goes_on(published, file):
+    for name in (file, "safetensors"):
+        published.fail("GET", f"/resolve/.*{name}", CUT)
+    weights = load_pipeline("anna/small").model.state_dict()
+    assert all(
+        torch.equal(weights[name], value)
+        for name, value in LPNModel.from_pretrained("anna/small").state_dict().items()
+    )
+    assert not any(fault[3] for fault in published.faults)
