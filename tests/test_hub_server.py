@@ -1,6 +1,8 @@
 """The whole way to a Hub and back, against a small one on the loopback."""
 
+import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -271,6 +273,49 @@ def test_a_model_is_loaded_by_name_and_revision_without_the_package(hub, lpn, tm
     )
     untrusted = run(hub, LOAD.replace("trust_remote_code=True, ", ""), tmp_path)
     assert untrusted.returncode and "trust_remote_code=True" in untrusted.stderr
+
+
+SHIPPED = sorted(path.parent.name for path in (ROOT / "model_cards").glob("*/config.json"))
+PROBE = """
+import json
+numbers = output.search_output.log_probs if "processor" in globals() else model(**inputs).logits
+print(json.dumps([type(model).__module__, numbers.double().tolist()]))
+"""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name != "lpn-pattern-4x4" else []) for name in SHIPPED]
+)
+def test_a_shipped_checkpoint_goes_to_the_hub_and_back(hub, tmp_path, capsys, name):
+    """Its card's snippets, as they stand there, in fresh processes without the package and with it, and from the folder."""
+    repo_id, folder = f"anna/{name}", ROOT / "model_cards" / name
+    publish(folder, repo_id, check=False, tag="v1")
+    repository = hub.repository("models", repo_id)
+    assert {
+        file: len(content) for file, content in repository.files.items() if file.endswith((".safetensors", ".py"))
+    } == {path.name: path.stat().st_size for path in folder.iterdir() if path.suffix in (".safetensors", ".py")}
+    # What came after v1 is of no use, neither its code nor its weights.
+    after = {file: content for file, content in repository.files.items() if not file.endswith(".safetensors")}
+    repository.add(
+        {file: b"1/0" if file.endswith(".py") else content for file, content in after.items()}, "v2", "main"
+    )
+    card = repository.commits[repository.tags["v1"]]["README.md"].decode()
+    snippets = "".join(re.findall(r"```python\n(.*?)```", card, re.S))
+    pinned = snippets.replace("trust_remote_code=True", "trust_remote_code=True, revision='v1'") + PROBE
+    found = []
+    for first in ("import sys; sys.modules['modeling_lpn'] = None", "import modeling_lpn"):
+        result = run(hub, f"{first}\n{pinned}", tmp_path)
+        assert result.returncode == 0, result.stderr
+        found.append(result.stdout.splitlines())
+    exec(compile(snippets.replace(repo_id, str(folder)) + PROBE, "README.md", "exec"), {})
+    found.append(capsys.readouterr().out.splitlines())
+    printed, answers = [lines[:-1] for lines in found], [json.loads(lines[-1]) for lines in found]
+    assert printed[0] == printed[1] == printed[2] and len(printed[0]) >= snippets.count("print(")
+    places = [place for place, _ in answers]
+    assert places[0].startswith(f"transformers_modules.anna.{name.replace('-', '_hyphen_')}")
+    assert places[1] == places[2] and places[1].startswith("modeling_lpn.")
+    for _, numbers in answers[1:]:
+        torch.testing.assert_close(torch.tensor(numbers), torch.tensor(answers[0][1]), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.slow
