@@ -18,6 +18,8 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from huggingface_hub import constants
+from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import get_last_checkpoint
@@ -148,16 +150,43 @@ def load_pretrained(load: Callable, name: str, **settings):
 
     Raises:
         FileNotFoundError: neither a folder, nor to be had from the Hub.
+        ConnectionError: the download broke off.
     """
     try:
         return load(name, **settings)
     except OSError as error:
         if Path(name).is_dir():
             raise
+        check_download(name, error)
         reason = str(error).strip().splitlines()[0]
         raise FileNotFoundError(
             f"there is no folder {str(name)!r}, and the Hub gives no model of that name ({reason})"
         ) from error
+
+
+def check_download(name: str, error: BaseException) -> None:
+    """
+    Says that a download broke off where that is behind an `error`: transformers then says that a file is not there.
+
+    Raises:
+        ConnectionError: a file of the Hub began to arrive and did not arrive whole.
+    """
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, (HTTPError, LocalEntryNotFoundError)):
+        cause = cause.__cause__ or cause.__context__
+    response = getattr(cause, "response", None)
+    if cause is None or isinstance(cause, LocalEntryNotFoundError):  # the latter: not even its size was to be had
+        return
+    if response is None:
+        limit = f"no byte in {constants.HF_HUB_DOWNLOAD_TIMEOUT} s, the limit HF_HUB_DOWNLOAD_TIMEOUT"
+        what = limit if "timed out" in str(cause) else f"the connection broke off: {cause}"
+    elif response.status_code >= 500 or response.status_code == 429:
+        what = f"the Hub answers {response.status_code}"
+    else:
+        return
+    raise ConnectionError(
+        f"{str(name)!r} was not loaded, its download failed ({what}); run it again, the files that arrived whole are kept"
+    ) from error
 
 
 def write_results(path: str | os.PathLike, seed: int, **content) -> None:
