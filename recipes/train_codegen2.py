@@ -75,6 +75,9 @@ class RunArguments:
     fim_spm_rate: float | None = option(None, "Share of suffix-first units in it; infill_suffix_first_rate.")
     labels: str = option("no_sentinels", "What carries loss: no_sentinels, all or targets_only.")
     span_weight: float = option(1.0, "How often a token of a masked span, and its <eom>, counts in the loss.")
+    horizon_weight: float = option(
+        0.0, "Weight of predicting the share of a masked span still to come, while training; 0 for none."
+    )
     attention: str = option("isolated", "Files of a sequence: isolated, isolated_4d or joint.")
     infill_format: str = option("codegen2", "Sentinels of the tokenizer, a key of INFILL_FORMATS, or auto.")
     add_infill_tokens: str | None = option(None, "Format whose tokens a model that cannot infill is given first.")
@@ -189,16 +192,25 @@ def main():
     set_seed(args.seed)
     model = build_model(run, model_args, tokenizer, args.device.type == "cpu")
     check_attention(model, run.attention, train_data.mixture)
+    if run.horizon_weight and not any(
+        kind.name in ("infill", "span_corruption") for kind in train_data.mixture.objectives
+    ):
+        raise ValueError(
+            f"`horizon_weight` is {run.horizon_weight}, but the preset {run.preset!r} masks no spans; leave it out"
+        )
     eval_data, cases = (None, None) if args.eval_strategy == "no" else build_eval_data(run, tokenizer, layout)
     trainer = CodeTrainer(
         model=model,
         args=args,
-        data_collator=DataCollatorForCodeObjectives(layout, run.attention, run.labels, run.span_weight, True),
+        data_collator=DataCollatorForCodeObjectives(
+            layout, run.attention, run.labels, run.span_weight, information=True, horizon=run.horizon_weight != 0
+        ),
         train_dataset=train_data,
         eval_dataset=eval_data,
         processing_class=tokenizer,
         infill_cases=cases,
         infill_settings={"infill_format": run.infill_format, "max_new_tokens": run.infill_span_tokens + 1},
+        horizon_weight=run.horizon_weight,
     )
     trainer.add_callback(budget := TimeBudget(args.max_minutes))
     if run.num_threads is None and args.device.type == "cpu":

@@ -233,7 +233,9 @@ def models_without_masks(core):
 
 def test_spans_by_syntax_are_counted(data, tmp_path, monkeypatch):
     settings = {"preset": "fim", "fim_rate": 0.8, "syntax_rate": 0.9, "max_steps": 2, "eval_strategy": "no"}
+    settings |= {"horizon_weight": 0.1, "logging_steps": 1}
     call(monkeypatch, *settings_of(data, tmp_path, save_strategy="no", **settings))
+    assert 0 < history(tmp_path)[0]["loss_horizon"] < 0.5
     spans = json.loads((tmp_path / "run.json").read_text())["spans"]
     assert spans["node"] and spans["run"] and set(spans) <= {"node", "run", "random", "unparsable"}
 
@@ -282,6 +284,8 @@ def test_mistakes_are_named(data, tmp_path, monkeypatch):
         call(monkeypatch, *settings_of(data, tmp_path, vocab_size=100))
     with pytest.raises(ValueError, match="has no sentinel '<fim_prefix>'"):
         call(monkeypatch, *settings_of(data, tmp_path, infill_format="starcoder"))
+    with pytest.raises(ValueError, match="but the preset 'causal' masks no spans"):
+        call(monkeypatch, *settings_of(data, tmp_path, preset="causal", horizon_weight=0.1))
     assert not tmp_path.joinpath("model.safetensors").exists()
 
 
