@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import json
 from collections import Counter
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -214,13 +215,23 @@ class Evaluation:
         found = self.record.get("leaks")
         if not found:
             return ""
+        kind = "tasks" if "tasks" in found else "files"
         if not found["compared_with"]:
-            return f"Not checked for tasks of the training data: {found['not_compared']}."
+            return f"Not checked for {kind} of the training data: {found['not_compared']}."
         sources = ", ".join(f"`{source}`" for source in found["compared_with"])
-        count = len(found["tasks"])
-        if not count:
-            return f"No evaluation task occurs in the training data ({sources}; compared by content)."
-        return f"**{count} of these tasks occur in the training data** ({sources}; compared by content): {', '.join(sorted(found['tasks']))}."
+        if not found[kind]:
+            return f"None of these {kind} occurs in the training data ({sources}; compared by content)."
+        what = f"{len(found[kind])} of these {kind} occur in the training data"
+        if self.record["arguments"].get("leaks") == "leave_out":
+            return f"{what} ({sources}; compared by content) and were left out: {_some(found[kind])}."
+        return f"**{what}** ({sources}; compared by content): {_some(found[kind])}."
+
+
+def _some(names: Iterable[str]) -> str:
+    """The first names, and how many more there are."""
+    names = sorted(names)
+    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+    return f"{', '.join(names[:20])}{more}"
 
 
 def read_evaluations(folder: Path) -> list[Evaluation]:
