@@ -5,7 +5,8 @@
     python recipes/evaluate_codegen2.py --check canonical --benchmarks humaneval --allow_code_execution true
 
 Flags win over a YAML file that may come first. Benchmarks run programs that the model wrote: read the docstring of
-`modeling_lpn/sandbox/execution.py` first. `results.json` has the scores and how they were made; a stopped run goes on.
+`modeling_lpn/sandbox/execution.py` first. `results.json` has the scores and how they were made. It is written when all is done: the
+command of a run that was stopped goes on from the samples and spans that are in the output folder.
 """
 
 import dataclasses
@@ -19,6 +20,7 @@ from modeling_lpn.arguments import option, parse_recipe
 from modeling_lpn.code.benchmarks import BENCHMARKS, INFILL_BENCHMARKS, load_benchmark, load_infill_cases
 from modeling_lpn.code.corpora import find_shared_files, load_corpus, split_source
 from modeling_lpn.code.evaluation import causal_loss, evaluate_infilling, make_infill_cases
+from modeling_lpn.code.metrics import score_intervals
 from modeling_lpn.code.sampling import CHECKS, SamplingConfig, check_benchmark, evaluate_benchmark
 from modeling_lpn.code.trainer import load_code_model, load_code_tokenizer
 from modeling_lpn.cpu import speed_up_on_cpu
@@ -76,7 +78,7 @@ class EvaluationArguments:
     seed: int = option(0, "Seed of samples and spans.")
     dtype: str = option("float32", "float32, bfloat16 or auto.")
     overwrite: bool = option(
-        False, "Replace the results of an earlier evaluation in output_dir; samples that fit are kept."
+        False, "Replace the results of an earlier evaluation in output_dir; samples and spans that fit are kept."
     )
     use_cpu: bool = option(False, "Stay on the CPU where there is an accelerator.")
     num_threads: int | None = option(None, "CPU threads of a process; all cores if not given.")
@@ -161,19 +163,17 @@ def score_files(name, args, rows, model, tokenizer) -> dict:
         cases = make_infill_cases(rows, args.num_cases, tokenizer=tokenizer, **chosen)
     how = {"infill_format": args.infill_format, "left_to_right": args.left_to_right}
     how["max_new_tokens"] = args.infill_max_new_tokens
-    scores, spans = evaluate_infilling(model, tokenizer, cases, batch_size=args.batch_size, **how)
-    return {"scores": scores, **chosen, **how, "stop_rule": "end of span or text", "spans": spans}
+    path = f"{args.output_dir}/spans_{name.replace(':', '_')}.jsonl"
+    scores, _ = evaluate_infilling(model, tokenizer, cases, batch_size=args.batch_size, keep_in=path, **how)
+    intervals = score_intervals({key: scores[key] for key in scores if key != "num_cases"}, len(cases))
+    how |= {"intervals_95": intervals, "stop_rule": "end of span or text"}
+    return {"scores": scores, **chosen, **how}
 
 
-def write(name, results, args, model, leaks) -> None:
-    (folder := Path(args.output_dir)).mkdir(parents=True, exist_ok=True)
-    if spans := results[name].pop("spans", None):
-        lines = "".join(json.dumps(span) + "\n" for span in spans)
-        (folder / f"spans_{name.replace(':', '_')}.jsonl").write_text(lines)
-    record = {"num_parameters": None if model is None else model.num_parameters()}
-    record |= {"leaks": leaks} if leaks else {}
-    write_results(folder / "results.json", args.seed, arguments=vars(args), results=results, **record)
-    print(name, json.dumps(results[name]["scores"]))
+def describe(result: dict) -> str:
+    text = json.dumps(result["scores"])
+    bounds = {name: f"{low:.4f} to {high:.4f}" for name, (low, high) in result.get("intervals_95", {}).items()}
+    return f"{text}, 95 %: {', '.join(f'{name} {both}' for name, both in bounds.items())}" if bounds else text
 
 
 def main():
@@ -194,7 +194,12 @@ def main():
         score = score_benchmark if name in BENCHMARKS else score_files
         results[name] = {**score(name, args, rows, model, tokenizer), "seconds": time.perf_counter() - start}
         if accelerator.is_main_process:
-            write(name, results, args, model, leaks)
+            print(name, describe(results[name]), flush=True)
+    if accelerator.is_main_process:
+        record = {"num_parameters": None if model is None else model.num_parameters()}
+        record |= {"leaks": leaks} if leaks else {}
+        path = Path(args.output_dir, "results.json")
+        write_results(path, args.seed, arguments=vars(args), results=results, **record)
     end_together(accelerator)
 
 
