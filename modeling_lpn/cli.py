@@ -6,13 +6,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from transformers.utils import logging
 
+from .code.trainer import load_code_model, load_code_tokenizer
+from .cpu import speed_up_on_cpu
 from .lpn.processing_lpn import StringProcessor
 from .lpn.search_lpn import SearchConfig
 from .optional import require
 from .pipelines import HOLE, load_pipeline, split_at_holes
-from .runs import run_recipe
+from .runs import run_recipe, use_cpu_cores
 from .tasks.arc import load_tasks
 from .tasks.fill import Calibration, fill_table
 from .tasks.metrics import make_submission
@@ -46,6 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_publish(commands)
     _add_demo(commands)
     _add_fill(commands)
+    _add_serve(commands)
     return parser
 
 
@@ -134,6 +138,36 @@ def _add_fill(commands) -> None:
     fill.set_defaults(run=fill_column)
 
 
+def _add_serve(commands) -> None:
+    serve = commands.add_parser(
+        "serve",
+        help="serve a model that infills to editors and clients of OpenAI's and llama.cpp's APIs",
+        description="Serves /v1/completions with a true suffix (OpenAI) and /infill (llama.cpp). It needs the extra `serve`."
+        " There is no authentication: whoever reaches the port may use it.",
+        example="modeling-lpn serve model_cards/codegen2-python-1m --port 8012",
+    )
+    serve.add_argument("model", help="folder or Hub name of a causal language model with infilling tokens")
+    serve.add_argument("--name", help="what clients call the model (default: the last part of its name)")
+    serve.add_argument("--infill_format", default="auto", help="family of its sentinels (default: by its vocabulary)")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1)")
+    serve.add_argument("--port", type=int, default=8012, help="port to listen at, 0 for a free one (default: 8012)")
+    serve.add_argument("--dtype", default="auto", help="float32, bfloat16 or auto (default: that of the weights)")
+    serve.add_argument("--device", help="as torch names it (default: the accelerator, else cpu)")
+    serve.add_argument("--num_threads", type=int, help="CPU threads (default: all cores)")
+    for name, text in LIMITS.items():
+        serve.add_argument(f"--{name}", type=int, help=text)
+    serve.set_defaults(run=serve_infilling)
+
+
+LIMITS = {
+    "max_new_tokens": "longest span that may be asked for (default: 256)",
+    "max_spans": "spans that one request may ask for (default: 32)",
+    "max_body": "bytes that a request may have (default: 2097152)",
+    "max_waiting": "spans that may wait; then the answer is status 429 (default: 256)",
+    "max_batch_size": "spans written at a time (default: 16)",
+}
+
+
 def solve_tasks(args: argparse.Namespace) -> None:
     """`modeling-lpn solve`."""
     infer = load_pipeline(args.model, "program-induction")
@@ -196,6 +230,24 @@ def serve_demo(args: argparse.Namespace) -> None:
     if not args.models:
         raise ValueError("the demo has no model; give folders of trained models, or their names on the Hub")
     serve(args.models, args.host, args.port)
+
+
+def serve_infilling(args: argparse.Namespace) -> None:
+    """`modeling-lpn serve`."""
+    require("fastapi", "serve", "The server")
+    require("uvicorn", "serve", "The server")
+    from .serving.app import serve
+    from .serving.server import InfillServer, Limits
+
+    limits = Limits(**{name: getattr(args, name) for name in LIMITS if getattr(args, name) is not None})
+    device = args.device or torch.accelerator.current_accelerator() or "cpu"
+    tokenizer = load_code_tokenizer(args.model)
+    model = load_code_model(args.model, tokenizer, dtype=args.dtype).to(device)
+    if model.device.type == "cpu":
+        use_cpu_cores(args.num_threads)
+        model = speed_up_on_cpu(model)
+    name = args.name or args.model.rstrip("/").split("/")[-1]
+    serve(InfillServer(model, tokenizer, name, args.infill_format, limits), args.host, args.port)
 
 
 def fill_column(args: argparse.Namespace) -> None:

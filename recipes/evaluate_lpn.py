@@ -40,7 +40,7 @@ from modeling_lpn.runs import (
 )
 from modeling_lpn.tasks import plots
 from modeling_lpn.tasks.arc import load_tasks
-from modeling_lpn.tasks.arguments import SearchArguments, TaskArguments, make_task
+from modeling_lpn.tasks.arguments import SearchArguments, make_task, task_arguments
 from modeling_lpn.tasks.evaluation import (
     SearchChoice,
     choose_search,
@@ -227,7 +227,7 @@ def write(output, args, task_args, search, tasks, model, processor, compared, le
 
 
 def main():
-    args, task_args, search_args = parse_recipe([EvaluationArguments, TaskArguments, SearchArguments])
+    args, task_args, search_args = parse_recipe([EvaluationArguments, task_arguments(), SearchArguments])
     refuse_existing(Path(args.output_dir, "results.json"), args.overwrite)
     if wrong := [budget for budget in args.budgets if budget < 0]:
         raise ValueError(f"`budgets` hold {wrong[0]}; a budget is a number of steps or samples, 0 or more")

@@ -35,9 +35,9 @@ from modeling_lpn.tasks.arguments import (
     LPNTrainingArguments,
     ModelArguments,
     SearchArguments,
-    TaskArguments,
     TrainSearchArguments,
     make_task,
+    task_arguments,
     validation_settings,
 )
 from modeling_lpn.tasks.evaluation import find_leaks_in
@@ -129,9 +129,20 @@ def check_leaks(run, task_args, tasks) -> dict | None:
     return {"compared_with": [source] if source else [], "not_compared": reason, "tasks": found}
 
 
+def argument_types() -> list[type]:
+    """Of `parse_recipe`: the run, model, task, search in training, search that is saved with the model, and training."""
+    return [
+        RunArguments,
+        ModelArguments,
+        task_arguments(),
+        TrainSearchArguments,
+        SearchArguments,
+        LPNTrainingArguments,
+    ]
+
+
 def main():
-    types = [RunArguments, ModelArguments, TaskArguments, TrainSearchArguments, SearchArguments, LPNTrainingArguments]
-    run, model_args, task_args, train_search, search, args = parse_recipe(types)
+    run, model_args, task_args, train_search, search, args = parse_recipe(argument_types())
     logging.basicConfig(level=logging.INFO if args.should_log else logging.WARNING)
     if args.device.type == "cpu":
         use_cpu_cores(run.num_threads)

@@ -81,6 +81,9 @@ class LPNConfig(PreTrainedConfig):
         separate_input_position_embeddings (`bool`, defaults to `False`):
             Whether the decoder has own position embeddings for the input grid
             (`next_position_embeddings_new_input_embeds` of the published code).
+        latent_visible_to_input (`bool`, defaults to `True`):
+            Whether the decoder's tokens of the input grid attend to the latent, as in the published code. Without, they
+            are computed once for all latents that a pair is decoded with, which makes search cheaper; it is another model.
         copy_inputs (`bool`, defaults to `False`):
             Whether the decoder has one more attention head over the input cells whose values are their colours, for tasks
             that copy, such as those on strings.
@@ -136,6 +139,7 @@ class LPNConfig(PreTrainedConfig):
     logits_projection_bias: bool = False
     next_position_embeddings: bool = True
     separate_input_position_embeddings: bool = False
+    latent_visible_to_input: bool = True
     copy_inputs: bool = False
     rope_max_frequency: float = 10.0
     layer_norm_eps: float = 1e-6

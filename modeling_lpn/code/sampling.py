@@ -90,19 +90,38 @@ class InverseSampler(LogitsProcessor):
         self.uniforms, self.temperature, self.top_p, self.step = uniforms, temperature, top_p, 0
 
     def __call__(self, input_ids, scores):
-        probs = (scores.float() / self.temperature).softmax(-1)  # (rows, vocab_size)
-        order = None
-        if self.top_p < 1:
-            probs, order = probs.sort(-1, descending=True)
-            probs = torch.where(probs.cumsum(-1) - probs < self.top_p, probs, 0.0)
-        cumulative = probs.cumsum(-1)
-        total = cumulative[:, -1:]
-        targets = self.uniforms[:, self.step, None].to(total) * total
-        targets = torch.minimum(targets, torch.nextafter(total, torch.zeros_like(total)))  # rounding may reach the top
-        choice = torch.searchsorted(cumulative, targets, right=True)
-        choice = choice if order is None else order.gather(-1, choice)
+        choice = draw_tokens(scores, self.uniforms[:, self.step], self.temperature, self.top_p)
         self.step += 1
         return torch.full_like(scores, -torch.inf).scatter(-1, choice, 0.0)
+
+
+def draw_tokens(scores, uniforms, temperature, top_p=1.0, top_k=None):
+    """
+    A token of every row, by inverting its distribution.
+
+    Args:
+        scores (`torch.Tensor` of shape `(rows, vocab_size)`): logits.
+        uniforms (`torch.Tensor` of shape `(rows,)`): in [0, 1).
+        temperature, top_p (`float` or `torch.Tensor` of shape `(rows, 1)`): what the logits are divided by, and the share
+            of the probability to draw from, likeliest tokens first.
+        top_k (`torch.Tensor` of shape `(rows, 1)`, *optional*): number of likeliest tokens to draw from, before `top_p`.
+
+    Returns:
+        `torch.Tensor` of shape `(rows, 1)`: token ids.
+    """
+    probs, order = (scores.float() / temperature).softmax(-1), None  # (rows, vocab_size)
+    if top_k is not None or torch.is_tensor(top_p) or top_p < 1:
+        probs, order = probs.sort(-1, descending=True)
+        if top_k is not None:
+            probs = torch.where(torch.arange(probs.shape[-1], device=probs.device) < top_k, probs, 0.0)
+            probs = probs / probs.sum(-1, keepdim=True)
+        probs = torch.where(probs.cumsum(-1) - probs < top_p, probs, 0.0)
+    cumulative = probs.cumsum(-1)
+    total = cumulative[:, -1:]
+    targets = uniforms[:, None].to(total) * total
+    targets = torch.minimum(targets, torch.nextafter(total, torch.zeros_like(total)))  # rounding may reach the top
+    choice = torch.searchsorted(cumulative, targets, right=True)
+    return choice if order is None else order.gather(-1, choice)
 
 
 class StopAtTruncation(StoppingCriteria):
@@ -418,6 +437,7 @@ __all__ = [
     "InverseSampler",
     "SamplingConfig",
     "check_benchmark",
+    "draw_tokens",
     "evaluate_benchmark",
     "read_samples",
     "run_completions",

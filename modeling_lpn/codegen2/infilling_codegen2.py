@@ -773,6 +773,109 @@ class _Source:
     truncated: bool
 
 
+class Infiller:
+    """
+    A model with the sentinels of its family looked up once: what [`infill`] and a server of many requests share.
+
+    Args:
+        model, tokenizer, infill_format: see [`infill`].
+
+    Attributes:
+        ends (`list[int]`): ids at which a span is over, the format's stops first.
+
+    Raises:
+        ValueError: for sentinels the tokenizer lacks.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        infill_format: str | InfillFormat = "codegen2",
+    ):
+        self.model, self.tokenizer = model, tokenizer
+        self.names = find_format(infill_format, tokenizer)
+        self.layout = infill_layout(tokenizer, self.names if infill_format == AUTO else infill_format)
+        # Whatever cannot be in a text ends its row: generation behind it would be thrown away.
+        self.ends = [*self.layout.stops, *sorted(self.layout.ends - set(self.layout.stops))]
+
+    def context(
+        self, files: Mapping[str, str] | None = None, path: str | None = None, repo_name: str | None = None
+    ) -> _Context:
+        """Other files of the repository, for [`Infiller.start`]; arguments and errors as of [`infill`]."""
+        return _encode_context(self.tokenizer, self.names, files, path, repo_name)
+
+    def start(self, pieces: Sequence[str], max_new_tokens: int, context: _Context = _Context()) -> "Filling":
+        """
+        A source to fill.
+
+        Args:
+            pieces (`Sequence[str]`): the texts before, between and after the holes.
+            max_new_tokens (`int`): longest span, for which room is left in the context.
+            context: other files, from [`Infiller.context`].
+
+        Raises:
+            ValueError: as [`infill`].
+        """
+        dummy_prefix = self.names.dummy_prefix
+        source = _encode_request(
+            self.model, self.tokenizer, self.layout, list(pieces), max_new_tokens, dummy_prefix, context
+        )
+        _check_vocabulary(self.model, self.layout, source)
+        return Filling(self, list(pieces), source)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text within a source."""
+        return encode_source(self.tokenizer, text, self.names.dummy_prefix)
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of the ids of a span."""
+        return _decode(self.tokenizer, ids, self.names.dummy_prefix)
+
+
+class Filling:
+    """
+    A source whose holes are being filled, one after the other, made by [`Infiller.start`].
+
+    Attributes:
+        spans (`list[list[int]]`): ids of the spans so far, without what ended them.
+        truncated (`bool`): see [`Infilling`].
+    """
+
+    def __init__(self, infiller: Infiller, pieces: list[str], source: _Source):
+        self.infiller, self.pieces, self.source = infiller, pieces, source
+        self.spans: list[list[int]] = []
+        self.finished: list[bool] = []
+        self.truncated = source.truncated
+
+    @property
+    def is_done(self) -> bool:
+        return len(self.spans) == len(self.pieces) - 1
+
+    @property
+    def prompt(self) -> list[int]:
+        """Ids that the model continues with the next span."""
+        layout = self.infiller.layout
+        prompt = layout.prompt(self.source.pieces, self.spans)
+        return [*layout.start, *self.source.before, *prompt[len(layout.start) :]]
+
+    def add(self, new_ids: Sequence[int]) -> None:
+        """Fills the next hole with what the model wrote; ids from the first end on are left out."""
+        layout = self.infiller.layout
+        end = next((place for place, token in enumerate(new_ids) if token in layout.ends), len(new_ids))
+        self.spans.append(list(new_ids[:end]))
+        self.finished.append(end < len(new_ids) and new_ids[end] in layout.stops)
+
+    def result(self, stop_strings: Sequence[str] = ()) -> Infilling:
+        """The filled source; a span that holds one of `stop_strings` is finished too."""
+        texts = [self.infiller.decode(span) for span in self.spans]
+        ended = [
+            end or any(stop in text for stop in stop_strings) for end, text in zip(self.finished, texts, strict=True)
+        ]
+        text = self.pieces[0] + "".join(span + piece for span, piece in zip(texts, self.pieces[1:], strict=True))
+        return Infilling(text, tuple(texts), tuple(ended), self.truncated)
+
+
 def infill(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -816,54 +919,20 @@ def infill(
     requests, single = _requests(prefix, suffix, pieces)
     settings = _generation_settings(model, kwargs)
     max_new_tokens = max_new_tokens or settings.pop("max_new_tokens", None) or 128
-    names = find_format(infill_format, tokenizer)
-    layout = infill_layout(tokenizer, names if infill_format == AUTO else infill_format)
-    context = _encode_context(tokenizer, names, files, path, repo_name)
-    sources = [
-        _encode_request(model, tokenizer, layout, request, max_new_tokens, names.dummy_prefix, context)
-        for request in requests
-    ]
-    _check_vocabulary(model, layout, sources)
-    spans, finished = _write_spans(model, tokenizer, layout, sources, max_new_tokens, settings)
-
-    results = []
+    infiller = Infiller(model, tokenizer, infill_format)
+    context = infiller.context(files, path, repo_name)
+    fillings = [infiller.start(request, max_new_tokens, context) for request in requests]
+    while rows := [filling for filling in fillings if not filling.is_done]:
+        prompts, pad = [filling.prompt for filling in rows], infiller.layout.stops[-1]
+        written = continue_prompts(
+            model, prompts, infiller.ends, max_new_tokens, pad=pad, tokenizer=tokenizer, **settings
+        )
+        for filling, ids in zip(rows, written, strict=True):
+            filling.add(ids)
     stop_strings = settings.get("stop_strings") or ()
     stop_strings = (stop_strings,) if isinstance(stop_strings, str) else stop_strings
-    for request, source, filled, ended in zip(requests, sources, spans, finished, strict=True):
-        texts = [_decode(tokenizer, span, names.dummy_prefix) for span in filled]
-        ended = [end or any(stop in text for stop in stop_strings) for end, text in zip(ended, texts, strict=True)]
-        text = request[0] + "".join(written + piece for written, piece in zip(texts, request[1:], strict=True))
-        results.append(Infilling(text, tuple(texts), tuple(ended), source.truncated))
+    results = [filling.result(stop_strings) for filling in fillings]
     return results[0] if single else results
-
-
-def _write_spans(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    layout: MaskLayout | MiddleLayout,
-    sources: list[_Source],
-    max_new_tokens: int,
-    settings: dict[str, Any],
-) -> tuple[list[list[list[int]]], list[list[bool]]]:
-    """The spans of every source, hole by hole, and whether each one ended by a stop."""
-    spans: list[list[list[int]]] = [[] for _ in sources]
-    finished: list[list[bool]] = [[] for _ in sources]
-    # Whatever cannot be in a text ends its row: generation behind it would be thrown away. The stops come first.
-    ends = [*layout.stops, *sorted(layout.ends - set(layout.stops))]
-    for hole in range(max((len(source.pieces) for source in sources), default=1) - 1):
-        rows = [row for row, source in enumerate(sources) if hole < len(source.pieces) - 1]
-        prompts = [
-            [*layout.start, *sources[row].before, *layout.prompt(sources[row].pieces, spans[row])[len(layout.start) :]]
-            for row in rows
-        ]
-        new_ids = continue_prompts(
-            model, prompts, ends, max_new_tokens, pad=layout.stops[-1], tokenizer=tokenizer, **settings
-        )
-        for row, new in zip(rows, new_ids, strict=True):
-            end = next((place for place, token in enumerate(new) if token in layout.ends), len(new))
-            spans[row].append(new[:end])
-            finished[row].append(end < len(new) and new[end] in layout.stops)
-    return spans, finished
 
 
 def _requests(
@@ -889,11 +958,10 @@ def _requests(
     return [list(row) for row in rows], single
 
 
-def _check_vocabulary(model: PreTrainedModel, layout: MaskLayout | MiddleLayout, sources: list[_Source]) -> None:
+def _check_vocabulary(model: PreTrainedModel, layout: MaskLayout | MiddleLayout, source: _Source) -> None:
     embeddings: Any = model.get_input_embeddings()
     rows = embeddings.weight.shape[0]
-    read = (ids for source in sources for ids in (*source.pieces, source.before))
-    highest = max(layout.control_ids.union(*read))
+    highest = max(layout.control_ids.union(*source.pieces, source.before))
     if highest >= rows:
         raise ValueError(
             f"The tokenizer gives ids up to {highest}, the model embeds {rows} tokens; load the tokenizer that belongs "

@@ -49,9 +49,10 @@ def test_against_loops():
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize("settings", [{}, {"latent_visible_to_input": False}], ids=["", "blind_input"])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_cached_decoding_writes_what_one_pass_scores_best(positions, attention):
-    model, batch = make_model(positions, attention), make_batch(["abc", "de", "fghij"])
+def test_cached_decoding_writes_what_one_pass_scores_best(positions, attention, settings):
+    model, batch = make_model(positions, attention, **settings), make_batch(["abc", "de", "fghij"])
     output = model.generate(**batch, num_steps=1)
     pairs = GridPairs(
         torch.nn.functional.pad(batch["query_grids"][:, 0], (0, 12 - batch["query_grids"].shape[-1])),

@@ -18,6 +18,13 @@ VARIANTS = {
     "own_position": {"next_position_embeddings": False, "decoder_use_bias": True, "decoder_activation": "relu"},
     "uneven": {"encoder_num_layers": 3, "encoder_head_dim": 4, "decoder_num_layers": 1, "decoder_num_heads": 4},
     "no_encoder_layers": {"encoder_num_layers": 0, "decoder_num_layers": 3},
+    "blind_input": {"latent_visible_to_input": False, "decoder_num_layers": 3},
+    "blind_input_rotary": {
+        "latent_visible_to_input": False,
+        "encoder_position_embedding_type": "rotary",
+        "decoder_position_embedding_type": "rotary",
+    },
+    "blind_input_one_layer": {"latent_visible_to_input": False, "decoder_num_layers": 1, "decoder_use_bias": True},
 }
 
 
@@ -170,13 +177,14 @@ HOST_READS = ("item", "tolist", "nonzero", "__bool__", "__int__", "__float__", "
 @pytest.mark.parametrize(
     "uniform,planned,most", [(True, True, 0), (False, True, 0), (False, False, 3)], ids=["fixed", "mixed", "unplanned"]
 )
+@pytest.mark.parametrize("name", ["learned", "blind_input"])
 @pytest.mark.parametrize("search", [None, {"num_steps": 2}, {"method": "random", "num_samples": 3}, {"method": "all"}])
-def test_a_training_step_does_not_wait_for_the_device(search, uniform, planned, most, monkeypatch):
+def test_a_training_step_does_not_wait_for_the_device(search, uniform, planned, most, name, monkeypatch):
     """
     Reads of a tensor by the host, each of which waits on a GPU: none with a plan; without one the transfer of shapes and
     mask, and a look at the colours of either side.
     """
-    model, (demonstrations, _) = make_model().train(), make_tasks()
+    model, (demonstrations, _) = make_model(name).train(), make_tasks()
     if uniform:
         demonstrations = (*demonstrations[:2], torch.full((3, 4, 2), 5), torch.full((3, 4, 2), 4))
     mask = torch.ones(3, 4, dtype=torch.bool)
@@ -230,10 +238,10 @@ SEARCHES = {
 }
 
 
-@pytest.mark.parametrize("name", SEARCHES)
-def test_task_does_not_depend_on_batch_mates_or_padding(name):
+@pytest.mark.parametrize("name,kind", [*((name, "learned") for name in SEARCHES), ("gradient", "blind_input")])
+def test_task_does_not_depend_on_batch_mates_or_padding(name, kind):
     """Latents, search path, evaluations and output of a task alone, with fewer pairs than its batch mates."""
-    model, (demonstrations, queries) = make_model(), make_tasks(batch=4, num_pairs=5)
+    model, (demonstrations, queries) = make_model(kind), make_tasks(batch=4, num_pairs=5)
     mask = torch.ones(4, 5, dtype=torch.bool)
     mask[1, 3:] = mask[2, 1:] = mask[3, 4:] = False
 
@@ -337,8 +345,33 @@ def test_query_mask_and_chunks_leave_the_rest_alone():
     assert not part.output_grids[~mask].any()
 
 
-def eager_model(implementation="eager"):
-    model = make_model(encoder_head_dim=16, decoder_head_dim=16)
+@pytest.mark.parametrize("search", [{"num_steps": 3}, {"method": "random", "num_samples": 7}])
+def test_an_input_that_does_not_see_the_latent_is_computed_once(search, monkeypatch):
+    """For all steps, candidates and left-out rows: the layers are given the tokens of an input as often as there are pairs."""
+    given = {}
+
+    def count(layer, arguments, key):
+        batch, tokens, _ = arguments[0].shape
+        given[key] = given.get(key, 0) + batch * tokens
+
+    (demonstrations, _), counts = make_tasks(batch=1, num_pairs=3), {}
+    demonstrations = (*demonstrations[:2], torch.full((1, 3, 2), 5), torch.full((1, 3, 2), 4))
+    for visible in (True, False):
+        model = make_model(latent_visible_to_input=visible, decoder_num_layers=3)
+        given.clear()
+        for index, layer in enumerate(model.decoder.layers):
+            layer.register_forward_pre_hook(lambda layer, arguments, key=index: count(layer, arguments, key))
+        model(*demonstrations, search_config=search)
+        counts[visible] = dict(given)
+    # Three pairs with 27 tokens of the input and 18 of latent and output, two rows each. The first layer is shared anyway.
+    evaluations = 4 if "num_steps" in search else 8
+    assert counts[True] == {0: 3 * 45, 1: 3 * 45 * (1 + 2 * evaluations), 2: 3 * 45 * (1 + 2 * evaluations)}
+    once = 2 * 3 * 27  # in the search and, with gradients of the weights, in the loss
+    assert counts[False] == {0: once + 3 * 18, 1: once + 3 * 18 * (1 + 2 * evaluations), 2: counts[False][1]}
+
+
+def eager_model(implementation="eager", **settings):
+    model = make_model(encoder_head_dim=16, decoder_head_dim=16, **settings)
     model.set_attn_implementation(implementation)
     return model
 
@@ -360,9 +393,12 @@ def test_flex_attention_encodes_on_cpu():
         pytest.param("flex_attention", "cuda", marks=pytest.mark.gpu),
     ],
 )
-def test_attention_implementations_agree(implementation, device):
+@pytest.mark.parametrize("visible", [True, False])
+def test_attention_implementations_agree(visible, implementation, device):
     demonstrations, queries = ([tensor.to(device) for tensor in tensors] for tensors in make_tasks())
-    reference, model = eager_model().to(device), eager_model(implementation).to(device)
+    reference, model = (
+        eager_model(name, latent_visible_to_input=visible).to(device) for name in ("eager", implementation)
+    )
     search = SearchConfig(method="random", num_samples=3)
     assert close(model(*demonstrations).loss, reference(*demonstrations).loss)
     outputs = [
@@ -373,16 +409,17 @@ def test_attention_implementations_agree(implementation, device):
     assert torch.equal(outputs[0].output_grids, outputs[1].output_grids)
 
 
-def test_second_order_gradient_agrees_between_implementations_and_refuses_flex():
+@pytest.mark.parametrize("visible", [True, False])
+def test_second_order_gradient_agrees_between_implementations_and_refuses_flex(visible):
     demonstrations, _ = make_tasks()
     search, noise = SearchConfig(num_steps=2, second_order=True, lr=0.5), torch.randn(3, 4, 8)
     gradients = []
     for implementation in ("eager", "sdpa"):
-        model = make_model()
+        model = make_model(latent_visible_to_input=visible)
         model.set_attn_implementation(implementation)
         model(*demonstrations, search_config=search, sample_latents=True, latent_noise=noise).loss.backward()
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
-    first_order = make_model()
+    first_order = make_model(latent_visible_to_input=visible)
     search = SearchConfig(num_steps=2, lr=0.5)
     first_order(*demonstrations, search_config=search, sample_latents=True, latent_noise=noise).loss.backward()
     assert close(*gradients, 1e-4)
@@ -600,9 +637,10 @@ def test_input_embeddings_are_the_colours_of_the_encoder():
     assert model.get_input_embeddings() is table is model.encoder.color_embedding
 
 
-@pytest.mark.parametrize("config_says", [True, False])
-def test_hidden_states_and_tuples(config_says):
-    model, (demonstrations, _) = make_model(encoder_num_layers=3), make_tasks()
+@pytest.mark.parametrize("config_says,visible", [(True, True), (False, True), (False, False)])
+def test_hidden_states_and_tuples(config_says, visible):
+    model = make_model(encoder_num_layers=3, latent_visible_to_input=visible)
+    demonstrations, _ = make_tasks()
     plain = model(*demonstrations)
     assert plain.encoder_hidden_states is None and plain.decoder_hidden_states is None
     asked = {} if config_says else {"output_hidden_states": True}
@@ -613,6 +651,13 @@ def test_hidden_states_and_tuples(config_says):
     longest = int(demonstrations[2].prod(-1).max() + demonstrations[3].prod(-1).max())
     assert [states.shape for states in encoder] == [(3, 4, 5 + longest, width)] * 3 + [(3, 4, 1, width)]
     assert len(decoder) == 3 and decoder[0].shape[:2] == decoder[2].shape[:2] == (3, 4)
+    prefix, after = 2 + int(demonstrations[2].prod(-1).max()), 2 + int(demonstrations[3].prod(-1).max())
+    assert [states.shape[2] for states in decoder] == [prefix + after, prefix + after, after]
+    logits = model.decoder.row_head(model.decoder.row_norm(decoder[-1][:, :, 0]))
+    assert close(
+        torch.nn.functional.cross_entropy(logits.flatten(0, 1), demonstrations[3][..., 0].flatten() - 1),
+        output.row_loss,
+    )
     # The last states are what the heads read: the latent of a pair follows from that of its first token.
     read = model.encoder.norm(encoder[-1][:, :, 0])
     assert close(model.encoder.mean_proj(read), output.latent_mean)

@@ -6,14 +6,13 @@ A few cases are in tests/reference/lpn; LPN_REFERENCE=<folder of cases> runs all
 
 import json
 import os
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from cases_recipes import call, flags, load_recipe
 from safetensors.torch import load_file
 from transformers import AutoModel
 
@@ -332,22 +331,15 @@ def test_training_trajectory(run):
         assert float((parameter - expected[name]).abs().max()) < 2e-3, name
 
 
-def run_converter(folder, output_dir):
-    command = [sys.executable, "recipes/convert_lpn_checkpoint.py", "--checkpoint", folder, "--output_dir", output_dir]
-    root = Path(__file__).parents[2]
-    environment = os.environ | {"PYTHONPATH": str(root)}
-    return subprocess.run(list(map(str, command)), cwd=root, capture_output=True, text=True, env=environment)
-
-
-def test_converter_writes_a_folder_that_loads(tmp_path):
-    case = load_case("tiny")
-    result = run_converter(REFERENCE / "tiny", tmp_path / "model")
-    assert result.returncode == 0, result.stderr
+def test_converter_writes_a_folder_that_loads(tmp_path, monkeypatch, capsys):
+    case, convert = load_case("tiny"), load_recipe("convert_lpn_checkpoint")
+    call(convert, monkeypatch, *flags({"checkpoint": REFERENCE / "tiny", "output_dir": tmp_path / "model"}))
     loaded = AutoModel.from_pretrained(tmp_path / "model")
     for name, tensor in case.model.state_dict().items():
         assert torch.equal(tensor, loaded.state_dict()[name])
-    result = run_converter(tmp_path, tmp_path / "other")
-    assert result.returncode == 2 and "has no state.msgpack" in result.stderr
+    with pytest.raises(SystemExit):
+        call(convert, monkeypatch, *flags({"checkpoint": tmp_path, "output_dir": tmp_path / "other"}))
+    assert "has no state.msgpack" in capsys.readouterr().err
 
 
 def test_checkpoints_that_do_not_fit_are_explained(tmp_path):

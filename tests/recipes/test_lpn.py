@@ -16,7 +16,7 @@ from modeling_lpn import LPNConfig, LPNModel, PatternTask, SearchConfig, TaskStr
 from modeling_lpn.arguments import given, parse_recipe
 from modeling_lpn.hub import assemble, verify
 from modeling_lpn.tasks.arc import save_tasks
-from modeling_lpn.tasks.arguments import make_task
+from modeling_lpn.tasks.arguments import make_task, task_arguments
 from modeling_lpn.tasks.metrics import validate_submission
 from modeling_lpn.tasks.stream import tasks_from_stream
 
@@ -306,20 +306,12 @@ def test_two_processes_resume_exactly(tmp_path):
 def test_every_recipe_is_understood(path, tmp_path):
     if path.stem.endswith("_eval"):
         args, task_args, search = parse_recipe(
-            [evaluate.EvaluationArguments, evaluate.TaskArguments, evaluate.SearchArguments], [str(path)]
+            [evaluate.EvaluationArguments, task_arguments(), evaluate.SearchArguments], [str(path)]
         )
         make_task(args.tasks, task_args)
     else:
-        names = [
-            "RunArguments",
-            "ModelArguments",
-            "TaskArguments",
-            "TrainSearchArguments",
-            "SearchArguments",
-            "LPNTrainingArguments",
-        ]
         run, model_args, task_args, train_search, search, args = parse_recipe(
-            [getattr(train, name) for name in names], [str(path), "--output_dir", str(tmp_path)]
+            train.argument_types(), [str(path), "--output_dir", str(tmp_path)]
         )
         LPNConfig(**given(model_args))
         SearchConfig(**given(train_search, "train_search_"))
@@ -339,16 +331,7 @@ def test_every_recipe_is_understood(path, tmp_path):
 )
 def test_recipes_of_the_paper_build_models_of_its_size(name, parameters):
     """Counts from the hyperparameter tables; with rotary positions `arc` has no position tables (2 x 2 x 30 x 512)."""
-    names = (
-        "RunArguments",
-        "ModelArguments",
-        "TaskArguments",
-        "TrainSearchArguments",
-        "SearchArguments",
-        "LPNTrainingArguments",
-    )
-    types = [getattr(train, type_name) for type_name in names]
-    model_args = parse_recipe(types, [str(ROOT / "recipes" / "lpn" / f"{name}.yaml")])[1]
+    model_args = parse_recipe(train.argument_types(), [str(ROOT / "recipes" / "lpn" / f"{name}.yaml")])[1]
     with torch.device("meta"):
         model = LPNModel(LPNConfig(**given(model_args)))
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
@@ -412,17 +395,23 @@ def test_strings_from_training_to_scores(tmp_path, monkeypatch, capsys):
     settings = {name: TINY_STRINGS[name] for name in ("task_max_length", "task_max_size", "num_threads")}
     settings |= {"num_tasks": 4, "num_examples": [1, 3], "budgets": [0, 1], "seconds": 0.02, "num_ambiguity_tasks": 1}
     settings |= {"calibrate": "true", "num_calibration_tasks": 4, "tasks": ["string", str(source)]}
+    settings |= {"searches": ["method=mean", "method=random,std=0.5", "num_samples=2", "rank_by=leave_one_out"]}
+    settings["search_evaluations"] = 12
     strings = load_recipe("evaluate_strings")
     call(strings, monkeypatch, *flags(settings, model_name_or_path=model, output_dir=tmp_path / "out"))
     generated, read = (json.loads((tmp_path / "out" / f"{name}.json").read_text()) for name in ("string", "some"))
     by_number = generated["results_by_num_examples"]
     assert [len(by_number[count]) for count in ("1", "3")] == [2, 2] and generated["results"] == by_number["3"]
+    compared = generated["results_by_search"]
+    assert [row["num_evaluations"] for row in compared.values()] == [1, 12, 12, 12]
+    assert compared["num_samples=2"]["search"]["num_steps"] == 12 and compared["num_samples=2"]["budget"] == 12
+    assert (tmp_path / "out" / "string.png").is_file()
     assert generated["arguments"]["tasks"] == "string" and 0 <= generated["ambiguity"]["share_ambiguous"] <= 1
     assert set(generated["baselines"]) == {"enumeration", "enumeration_seconds", "nearest_pair"}
     assert read["num_tasks"] == 2 and list(read["errors"]) == ["some_0"]
     assemble(model, tmp_path / "card", [tmp_path / "out" / "string.json"], license="apache-2.0")
     verify(tmp_path / "card")
-    assert (tmp_path / "card" / "calibration.json").is_file() and "`string`, 4 tasks" in (
+    assert (tmp_path / "card" / "calibration.json").is_file() and "num_examples 3), 4 tasks" in (
         tmp_path / "card" / "README.md"
     ).read_text()
     assert json.loads((model / "calibration.json").read_text()) == generated["calibration"]
@@ -431,6 +420,9 @@ def test_strings_from_training_to_scores(tmp_path, monkeypatch, capsys):
         call(evaluate, monkeypatch, "--model_name_or_path", model, "--output_dir", tmp_path / "other")
     with pytest.raises(ValueError, match="string.json"):
         call(strings, monkeypatch, *flags(settings, model_name_or_path=model, output_dir=tmp_path / "out"))
+    with pytest.raises(ValueError, match="'std' is no setting; write name=value"):
+        wrong = {**settings, "searches": ["method=random,std"], "output_dir": tmp_path / "new"}
+        call(strings, monkeypatch, *flags(wrong, model_name_or_path=model))
     with pytest.raises(ValueError, match="generator 'sequence' has no strings"):
         call(
             strings,
