@@ -255,7 +255,13 @@ def _read_evaluation(path: Path, folder: Path) -> Evaluation:
     try:
         if isinstance(record["results"], list):
             rows, source, settings = record["results"], record["arguments"]["tasks"], record["arguments"]
-            settings = {**settings, "split": settings.get("split") if _short(source) == source else None}
+            generated, examples = _short(source) == source, settings.get("num_examples") or [None]
+            # `results` are those with the last number of examples.
+            settings = {
+                **settings,
+                "split": settings.get("split") if generated else None,
+                "num_examples": examples[-1],
+            }
             last, budget = rows[-1]["scores"], rows[-1]["budget"]
             scores = [Score(source, name, last[name], _setting(settings), budget) for name in _SCORES if last]
         else:
@@ -277,11 +283,7 @@ def _setting(settings: dict) -> str:
     """What was measured, in words, as far as a score depends on it."""
     found = {name: settings.get(name) for name in _SETTINGS}
     found = {name: value for name, value in found.items() if value not in (None, False)}
-    return ", ".join(name if value is True else f"{name} {_words(value)}" for name, value in found.items())
-
-
-def _words(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return ", ".join(name if value is True else f"{name} {value}" for name, value in found.items())
 
 
 def _short(source: str) -> str:

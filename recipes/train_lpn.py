@@ -116,18 +116,6 @@ def build_eval_tasks(run, task_args, args, processor) -> list[dict] | None:
     return tasks_from_stream(stream, run.num_eval_tasks)
 
 
-def argument_types() -> list[type]:
-    """Of `parse_recipe`: the run, model, task, search in training, search that is saved with the model, and training."""
-    return [
-        RunArguments,
-        ModelArguments,
-        task_arguments(),
-        TrainSearchArguments,
-        SearchArguments,
-        LPNTrainingArguments,
-    ]
-
-
 def check_leaks(run, task_args, tasks) -> dict | None:
     """Which evaluation tasks of a source are trained on, by content, where the generator draws from a file."""
     if run.eval_tasks is None or tasks is None:
@@ -139,6 +127,18 @@ def check_leaks(run, task_args, tasks) -> dict | None:
     report_leaks(trained_as, len(tasks), "tasks", run.leaks)
     reason = None if source else f"the tasks of training are drawn by the generator {run.task!r}"
     return {"compared_with": [source] if source else [], "not_compared": reason, "tasks": found}
+
+
+def argument_types() -> list[type]:
+    """Of `parse_recipe`: the run, model, task, search in training, search that is saved with the model, and training."""
+    return [
+        RunArguments,
+        ModelArguments,
+        task_arguments(),
+        TrainSearchArguments,
+        SearchArguments,
+        LPNTrainingArguments,
+    ]
 
 
 def main():

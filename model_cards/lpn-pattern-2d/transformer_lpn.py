@@ -855,12 +855,13 @@ class LPNDecoder(LPNStack):
     def logits(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Hidden states of [latent, rows, columns, cells] -> float32 logits of rows, columns and cells."""
         width = self.stack.hidden_size
-        hidden_states, copied = hidden_states[..., :width], hidden_states[:, 2:, width:]
-        cells = self.grid_head(self.grid_norm(hidden_states[:, 2:])).float()
+        # Split, not indexed: one gradient, not a sum of three.
+        latent, rows, cells = hidden_states.split([1, 1, hidden_states.shape[1] - 2], 1)
+        logits = self.grid_head(self.grid_norm(cells[..., :width])).float()
         return (
-            self.row_head(self.row_norm(hidden_states[:, 0])).float(),
-            self.col_head(self.col_norm(hidden_states[:, 1])).float(),
-            cells if self.copy_head is None else cells + copied.float(),
+            self.row_head(self.row_norm(latent[:, 0, :width])).float(),
+            self.col_head(self.col_norm(rows[:, 0, :width])).float(),
+            logits if self.copy_head is None else logits + cells[..., width:].float(),
         )
 
     @torch.no_grad()

@@ -411,7 +411,7 @@ def test_strings_from_training_to_scores(tmp_path, monkeypatch, capsys):
     assert read["num_tasks"] == 2 and list(read["errors"]) == ["some_0"]
     assemble(model, tmp_path / "card", [tmp_path / "out" / "string.json"], license="apache-2.0")
     verify(tmp_path / "card")
-    assert (tmp_path / "card" / "calibration.json").is_file() and "`string`, 4 tasks" in (
+    assert (tmp_path / "card" / "calibration.json").is_file() and "num_examples 3), 4 tasks" in (
         tmp_path / "card" / "README.md"
     ).read_text()
     assert json.loads((model / "calibration.json").read_text()) == generated["calibration"]
