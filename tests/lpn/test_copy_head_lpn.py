@@ -150,5 +150,5 @@ def test_the_cells_before_a_cell_help_to_go_on_copying():
             loss.backward()
             optimizer.step()
             losses[count].append(float(loss.detach()))
-    assert losses[2][-1] < 0.8  # nats; two characters of eight cannot be known: 2 * log(8) / 8 = 0.52
+    assert losses[2][-1] < 0.8  # nats; what is left is mostly the first two characters
     assert sum(losses[2][-100:]) / 100 < sum(losses[0][-100:]) / 100 - 0.1
