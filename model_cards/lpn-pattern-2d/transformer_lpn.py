@@ -486,6 +486,8 @@ class LPNStack(nn.Module):
         self.col_count_embedding = nn.Embedding(config.max_cols, width)
         self.side_embedding = nn.Embedding(2, width)  # 0: of the input grid, 1: of the output grid
         self.position_embedding = LPNPositionEmbedding(config, stack)
+        if config.num_previous_cells:  # a table for each distance, whose last entry is "there is none"
+            self.previous_embedding = nn.Embedding(config.num_previous_cells * (config.vocab_size + 1), width)
         self.layers = nn.ModuleList(LPNLayer(config, stack, index) for index in range(stack.num_layers))
 
     def embed_shape(self, shapes: torch.Tensor, side: int) -> torch.Tensor:
@@ -504,11 +506,29 @@ class LPNStack(nn.Module):
         colors: torch.Tensor,
         positions: torch.Tensor,
         side: int,
+        previous: torch.Tensor | None,
         table: LPNPositionEmbedding | None = None,
     ) -> torch.Tensor:
-        """Tokens of cells: colors `(batch, length)`, positions `(batch, length, 2)` -> `(batch, length, width)`."""
+        """
+        Tokens of cells: colors `(batch, length)`, positions `(batch, length, 2)`, `previous` as [`previous_cells`] gives
+        it -> `(batch, length, width)`.
+        """
         table = self.position_embedding if table is None else table
-        return self.color_embedding(colors) + self._side(colors, side) + table(positions)
+        embeds = self.color_embedding(colors) + self._side(colors, side) + table(positions)
+        return embeds if previous is None else embeds + self.previous_embedding(previous).sum(-2)
+
+    def previous_cells(self, colors: torch.Tensor, cols: torch.Tensor) -> torch.Tensor | None:
+        """
+        Colours `(batch, length)` in reading order and the columns they are in -> indices `(batch, length,
+        num_previous_cells)` into the table of the cells before them on their row; `None` if tokens do not carry them.
+        """
+        if not self.config.num_previous_cells:
+            return None
+        size, found = self.config.vocab_size + 1, []
+        for distance in range(1, self.config.num_previous_cells + 1):
+            before = F.pad(colors, (distance, 0))[:, : colors.shape[1]]
+            found.append(torch.where(cols >= distance, before, size - 1) + (distance - 1) * size)
+        return torch.stack(found, -1)
 
     def rotary(self, positions: torch.Tensor) -> Rotary:
         """
@@ -649,8 +669,8 @@ class LPNEncoder(LPNStack):
                 self.cls_token(in_colors.new_zeros(batch, 1)),
                 self.embed_shape(pairs.input_shapes, 0),
                 self.embed_shape(pairs.output_shapes, 1),
-                self.embed_cells(in_colors, in_positions, 0),
-                self.embed_cells(out_colors, out_positions, 1),
+                self.embed_cells(in_colors, in_positions, 0, self.previous_cells(in_colors, in_positions[..., 1])),
+                self.embed_cells(out_colors, out_positions, 1, self.previous_cells(out_colors, out_positions[..., 1])),
             ],
             1,
         )
@@ -703,8 +723,9 @@ class LPNDecoder(LPNStack):
         """Prefix without the latent: grids `(batch, rows, cols)`, shapes `(batch, 2)` -> tokens."""
         colors, positions, real = pack_cells(input_grids, input_shapes, extent)
         table = self.input_position_embedding if self.config.separate_input_position_embeddings else None
+        previous = self.previous_cells(colors, positions[..., 1])
         return GridTokens(
-            torch.cat([self.embed_cells(colors, positions, 0, table), self.embed_shape(input_shapes, 0)], 1),
+            torch.cat([self.embed_cells(colors, positions, 0, previous, table), self.embed_shape(input_shapes, 0)], 1),
             None if real is None else _join_masks([real, 2], len(colors), colors.device),
             _join_positions([positions, 2]),
             CopiedCells(colors, real) if self.config.copy_inputs else None,
@@ -714,9 +735,10 @@ class LPNDecoder(LPNStack):
         """Output tokens but the last cell, which predicts nothing."""
         extent = extent._replace(length=extent.length - 1)
         colors, positions, real = pack_cells(output_grids, output_shapes, extent)
+        previous = self.previous_cells(colors, positions[..., 1])
         positions = self.carried_positions(positions, output_shapes[: len(positions), 1:])
         return GridTokens(
-            torch.cat([self.embed_shape(output_shapes, 1), self.embed_cells(colors, positions, 1)], 1),
+            torch.cat([self.embed_shape(output_shapes, 1), self.embed_cells(colors, positions, 1, previous)], 1),
             None if real is None else _join_masks([2, real], len(colors), colors.device),
             _join_positions([2, positions]),
         )
@@ -940,8 +962,12 @@ class LPNDecoder(LPNStack):
             if active:
                 width = num_cols[:active]
                 position = torch.stack([step // width, step % width], -1).unsqueeze(1)
+                near = slice(max(0, step - self.config.num_previous_cells), step + 1)
+                previous = self.previous_cells(cells[:active, near], position[..., 1])
                 position = self.carried_positions(position, width.unsqueeze(1))
-                embeds = self.embed_cells(colors[:active].unsqueeze(1), position, 1)
+                embeds = self.embed_cells(
+                    colors[:active].unsqueeze(1), position, 1, None if previous is None else previous[:, -1:]
+                )
                 hidden_states = self._step(embeds, position, mask, cache)
         grids = cells.new_zeros(len(order), self.config.max_rows * self.config.max_cols)
         index = torch.arange(cells.shape[1], device=cells.device)
