@@ -16,8 +16,8 @@ from .objectives import (
     PrefixLM,
     check_label_policy,
     hidden_length,
+    join_units,
     objective_numbers,
-    unit_parts,
     unlearned_ids,
 )
 
@@ -107,9 +107,7 @@ class DataCollatorForCodeObjectives:
         sizes = np.array([unit.plan.size for unit in units])
         starts = sizes.cumsum() - sizes
         # All sequences at once, as one long row.
-        input_ids = np.empty(sizes.sum(), dtype=np.int64)
-        parts = [part for unit in units for part in unit_parts(unit.token_ids, unit.plan, self.layout)]
-        np.concatenate(parts, out=input_ids, casting="unsafe")
+        input_ids = join_units([unit.token_ids for unit in units], [unit.plan for unit in units], self.layout)
         batch = {"input_ids": input_ids, "labels": self._labels(input_ids, units, starts)}
         if self.attention != "joint":
             batch["position_ids"] = np.arange(len(input_ids)) - starts.repeat(sizes)
