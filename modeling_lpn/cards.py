@@ -336,7 +336,7 @@ def render_card(folder: str | Path, repo_id: str) -> str:
     facts, evaluations = CardFacts.read(folder), read_evaluations(folder)
     run = read_file(folder / "run.json") if (folder / "run.json").is_file() else {}
     config, adapter = _read_config(folder), (folder / "adapter_config.json").is_file()
-    family, strings = config.get("model_type", "codegen2"), _is_of_strings(folder)
+    family, strings = config.get("model_type", "codegen2"), is_of_strings(folder)
     base_model = facts.base_model or config.get("base_model_name_or_path")
     pipelines = list(config.get("custom_pipelines") or {})
     values = {
@@ -381,8 +381,8 @@ def _read_config(folder: Path) -> dict:
     raise ValueError(f"{folder} has no config.json; give the folder that `save_pretrained` or the trainer wrote")
 
 
-def _is_of_strings(folder: Path) -> bool:
-    """Whether the processor is one of strings, which names their characters."""
+def is_of_strings(folder: Path) -> bool:
+    """Whether a model is one of strings: its processor names their characters."""
     path = folder / "processor_config.json"
     return path.is_file() and "alphabet" in read_file(path)
 
@@ -487,4 +487,4 @@ def _training(run: dict) -> str:
     return "\n".join(lines + (["", f"Evaluated at the end of training: {', '.join(shown)}."] if shown else []))
 
 
-__all__ = ["CardFacts", "count_parameters", "eval_results_files", "read_evaluations", "render_card"]
+__all__ = ["CardFacts", "count_parameters", "eval_results_files", "is_of_strings", "read_evaluations", "render_card"]
