@@ -24,7 +24,7 @@ gpu:
 	$(firstword $(wildcard $(BIN)/python) $(PYTHON)) recipes/gpu.py --minutes $(MINUTES) $(ARGS)
 
 test: .venv/.installed
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow and not gpu"
 
 slow: .venv/.installed
 	$(BIN)/python -m pytest -m "slow and not gpu"

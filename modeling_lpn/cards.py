@@ -3,6 +3,8 @@
 import dataclasses
 import difflib
 import json
+from collections import Counter
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from safetensors import SafetensorError, safe_open
 FACTS = "card.yaml"
 _MAX_TEXT = 50 * 2**20  # bytes of a JSON or YAML file; results of thousands of tasks stay far below
 _SCORES = ("top_1_strict_task_accuracy", "top_2_strict_task_accuracy", "top_1_pixel_accuracy")
+# Arguments and records of an evaluation that a score depends on.
+_SETTINGS = ("split", "num_examples", "max_span_tokens", "context_tokens", "left_to_right", "temperature")
 # Benchmarks of code models that are data sets of the Hub; other sources are named in `CardFacts.benchmarks`.
 _HUB_BENCHMARKS = {"humaneval": "openai/openai_humaneval", "mbpp": "google-research-datasets/mbpp"}
 # Moves a cell to the right: a task that every model can read, for want of one like those it was trained on.
@@ -137,6 +141,30 @@ def percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f} %"
 
 
+def number(value: float) -> str:
+    """`578,360` for a count, four digits of a measure."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def duration(seconds: float) -> str:
+    """`2.5 hours`, `12 minutes`, `3.1 seconds`: two digits at least, and never a zero that was none."""
+    for size, unit in ((3600, "hours"), (60, "minutes")):
+        if seconds >= size:
+            return f"{seconds / size:.{1 if seconds < 100 * size else 0}f} {unit}"
+    return f"{seconds:.2g} seconds"
+
+
+@dataclasses.dataclass
+class Score:
+    """A number of an evaluation: of which `source`, in which `setting` (words, may be empty), by which `metric`."""
+
+    source: str
+    metric: str
+    value: float
+    setting: str = ""
+    budget: int | None = None  # of the search
+
+
 @dataclasses.dataclass
 class Evaluation:
     """A results file as a card shows it.
@@ -145,13 +173,13 @@ class Evaluation:
         file (`str`): its place in the folder.
         record (`dict`): its content.
         rows (`list[dict]`): lines of the card's table.
-        scores (`list[tuple]`): `(source, metric, value)` for the metadata.
+        scores (`list[Score]`): for the metadata.
     """
 
     file: str
     record: dict
     rows: list[dict]
-    scores: list[tuple[str, str, float]]
+    scores: list[Score]
 
     def __getattr__(self, name):
         # The templates say `evaluation.seed`: how it came about stands at the top of each record.
@@ -159,7 +187,11 @@ class Evaluation:
 
     @property
     def tasks(self) -> str:
-        return self.record["arguments"]["tasks"]
+        return _short(self.record["arguments"]["tasks"])
+
+    @property
+    def setting(self) -> str:
+        return self.scores[0].setting if self.scores else ""
 
     @property
     def num_errors(self) -> int:
@@ -183,13 +215,23 @@ class Evaluation:
         found = self.record.get("leaks")
         if not found:
             return ""
+        kind = "tasks" if "tasks" in found else "files"
         if not found["compared_with"]:
-            return f"Not checked for tasks of the training data: {found['not_compared']}."
+            return f"Not checked for {kind} of the training data: {found['not_compared']}."
         sources = ", ".join(f"`{source}`" for source in found["compared_with"])
-        count = len(found["tasks"])
-        if not count:
-            return f"No evaluation task occurs in the training data ({sources}; compared by content)."
-        return f"**{count} of these tasks occur in the training data** ({sources}; compared by content): {', '.join(sorted(found['tasks']))}."
+        if not found[kind]:
+            return f"None of these {kind} occurs in the training data ({sources}; compared by content)."
+        what = f"{len(found[kind])} of these {kind} occur in the training data"
+        if self.record["arguments"].get("leaks") == "leave_out":
+            return f"{what} ({sources}; compared by content) and were left out: {_some(found[kind])}."
+        return f"**{what}** ({sources}; compared by content): {_some(found[kind])}."
+
+
+def _some(names: Iterable[str]) -> str:
+    """The first names, and how many more there are."""
+    names = sorted(names)
+    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+    return f"{', '.join(names[:20])}{more}"
 
 
 def read_evaluations(folder: Path) -> list[Evaluation]:
@@ -199,28 +241,55 @@ def read_evaluations(folder: Path) -> list[Evaluation]:
     Raises:
         ValueError: one is none of `evaluate_lpn.py` or `evaluate_codegen2.py`.
     """
-    return [_read_evaluation(path, folder) for path in sorted(folder.glob("results/*.json"))]
+    evaluations = [_read_evaluation(path, folder) for path in sorted(folder.glob("results/*.json"))]
+    seen = Counter(place for one in evaluations for place in {(score.source, score.setting) for score in one.scores})
+    for one in evaluations:
+        for score in one.scores:
+            if seen[score.source, score.setting] > 1:  # no setting that we name tells them apart: the file does
+                score.setting = ", ".join(filter(None, (score.setting, Path(one.file).stem)))
+    return evaluations
 
 
 def _read_evaluation(path: Path, folder: Path) -> Evaluation:
     record, file = read_file(path), path.relative_to(folder).as_posix()
     try:
         if isinstance(record["results"], list):
-            rows, source = record["results"], record["arguments"]["tasks"]
-            scores = [(source, name, rows[-1]["scores"][name]) for name in _SCORES if rows[-1]["scores"]]
+            rows, source, settings = record["results"], record["arguments"]["tasks"], record["arguments"]
+            generated, examples = _short(source) == source, settings.get("num_examples") or [None]
+            # `results` are those with the last number of examples.
+            settings = {
+                **settings,
+                "split": settings.get("split") if generated else None,
+                "num_examples": examples[-1],
+            }
+            last, budget = rows[-1]["scores"], rows[-1]["budget"]
+            scores = [Score(source, name, last[name], _setting(settings), budget) for name in _SCORES if last]
         else:
             scores = [
-                (source, name, value)
+                Score(source, name, value, _setting(result))
                 for source, result in record["results"].items()
                 for name, value in result["scores"].items()
                 if isinstance(value, int | float)
             ]
-            rows = [{"benchmark": source, "name": name, "value": f"{value:.4g}"} for source, name, value in scores]
+            rows = [vars(score) for score in scores]
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(
             f"{path} is no results file of an evaluation ({type(error).__name__}: {error}); give the results.json of evaluate_lpn.py or evaluate_codegen2.py"
         ) from error
     return Evaluation(file, record, rows, scores)
+
+
+def _setting(settings: dict) -> str:
+    """What was measured, in words, as far as a score depends on it."""
+    found = {name: settings.get(name) for name in _SETTINGS}
+    found = {name: value for name, value in found.items() if value not in (None, False)}
+    return ", ".join(name if value is True else f"{name} {value}" for name, value in found.items())
+
+
+def _short(source: str) -> str:
+    """A file by its name, whose folder means nothing elsewhere."""
+    path = Path(source)
+    return path.stem if path.suffix in (".json", ".jsonl", ".parquet") else source
 
 
 def eval_results_files(folder: str | Path) -> dict[str, str]:
@@ -232,9 +301,15 @@ def eval_results_files(folder: str | Path) -> dict[str, str]:
     datasets = {**_HUB_BENCHMARKS, **CardFacts.read(folder).benchmarks}
     for evaluation in read_evaluations(folder):
         entries = [
-            EvalResultEntry(datasets[source], task_id=metric, value=value, date=evaluation.date, notes=source)
-            for source, metric, value in evaluation.scores
-            if source in datasets
+            EvalResultEntry(
+                datasets[score.source],
+                task_id=score.metric,
+                value=score.value,
+                date=evaluation.date,
+                notes=", ".join(filter(None, (score.source, score.setting))),
+            )
+            for score in evaluation.scores
+            if score.source in datasets
         ]
         if entries:
             name = f".eval_results/{Path(evaluation.file).stem}.yaml"
@@ -261,13 +336,14 @@ def render_card(folder: str | Path, repo_id: str) -> str:
     facts, evaluations = CardFacts.read(folder), read_evaluations(folder)
     run = read_file(folder / "run.json") if (folder / "run.json").is_file() else {}
     config, adapter = _read_config(folder), (folder / "adapter_config.json").is_file()
-    family = config.get("model_type", "codegen2")
+    family, strings = config.get("model_type", "codegen2"), is_of_strings(folder)
     base_model = facts.base_model or config.get("base_model_name_or_path")
     pipelines = list(config.get("custom_pipelines") or {})
     values = {
         "title": facts.title or repo_id.split("/")[-1],
         "repo_id": repo_id,
-        "metadata": _metadata(facts, base_model, evaluations, repo_id, family, adapter, pipelines),
+        "where": "on the Hub; or the path of this folder" if "/" in repo_id else "the path of this folder",
+        "metadata": _metadata(facts, base_model, evaluations, repo_id, family, adapter, strings),
         "config": config,
         "search": ", ".join(f"{name} {value}" for name, value in (config.get("search") or {}).items())
         or "the defaults",
@@ -284,6 +360,9 @@ def render_card(folder: str | Path, repo_id: str) -> str:
         "notes": facts.notes,
         "licence": f"`{facts.license}`." if facts.license else "No licence is stated.",
         "percent": percent,
+        "number": number,
+        "strings": strings,
+        "inputs": _inputs(config, strings),
     }
     return _template(family).render(values).strip() + "\n"
 
@@ -302,6 +381,20 @@ def _read_config(folder: Path) -> dict:
     raise ValueError(f"{folder} has no config.json; give the folder that `save_pretrained` or the trainer wrote")
 
 
+def is_of_strings(folder: Path) -> bool:
+    """Whether a model is one of strings: its processor names their characters."""
+    path = folder / "processor_config.json"
+    return path.is_file() and "alphabet" in read_file(path)
+
+
+def _inputs(config: dict, strings: bool) -> str:
+    if config.get("model_type") != "lpn":
+        return ""
+    if strings:
+        return f"strings of up to {config['max_cols']} characters"
+    return f"grids of up to {config['max_rows']} x {config['max_cols']} cells and {config['vocab_size']} colours"
+
+
 def _auto_class(config: dict, adapter: bool) -> str:
     """Of transformers, which loads the model."""
     if adapter:
@@ -313,21 +406,14 @@ def _auto_class(config: dict, adapter: bool) -> str:
     )
 
 
-def _metadata(facts, base_model, evaluations, repo_id, family, adapter, pipelines) -> str:
-    tags = {"lpn": ["latent-program-network", "program-synthesis", "arc-agi"]}.get(
-        family, ["codegen2", "code", "infilling"]
-    )
+def _metadata(facts, base_model, evaluations, repo_id, family, adapter, strings) -> str:
+    tags = ["latent-program-network", "program-synthesis"] if family == "lpn" else ["codegen2", "code", "infilling"]
+    tags += ["arc-agi"] if family == "lpn" and not strings else []
     results = [
-        EvalResult(
-            task_type="other",
-            task_name=source,
-            dataset_type=facts.benchmarks.get(source, source),
-            dataset_name=source,
-            metric_type=metric,
-            metric_value=value,
-        )
+        _eval_result(score, facts.benchmarks)
         for evaluation in evaluations
-        for source, metric, value in evaluation.scores
+        for score in evaluation.scores
+        if not score.metric.startswith("num_")  # counts of what was measured
     ]
     data = ModelCardData(
         license=facts.license,
@@ -340,6 +426,23 @@ def _metadata(facts, base_model, evaluations, repo_id, family, adapter, pipeline
         eval_results=results or None,
     )
     return data.to_yaml()
+
+
+def _eval_result(score: Score, benchmarks: dict[str, str]) -> EvalResult:
+    """An entry of `model-index`; what differs in setting is another entry, and says so in its name."""
+    name, setting = _short(score.source), score.setting
+    kinds = {"infill": "code infilling", "loss": "language modelling of code"}
+    task = "program induction" if score.budget is not None else kinds.get(name.split(":")[0], "code generation")
+    return EvalResult(
+        task_type="other",
+        task_name=task,
+        dataset_type=benchmarks.get(score.source, name),
+        dataset_name=f"{name} ({setting})" if setting else name,
+        dataset_config=setting or None,
+        metric_type=score.metric,
+        metric_value=score.value,
+        metric_name=None if score.budget is None else f"{score.metric} at search budget {score.budget}",
+    )
 
 
 def _training_data(facts: CardFacts, run: dict) -> str:
@@ -359,11 +462,14 @@ def _training(run: dict) -> str:
     if not run:
         return "How it was trained is not recorded in this repository."
     hardware, metrics = run["hardware"], run.get("metrics", {})
-    seconds = metrics.get("train_runtime")
     devices = (
         ", ".join(hardware["gpus"]) or f"{hardware['cpu']}, {hardware['processes']} x {hardware['threads']} threads"
     )
-    facts = [f"{run['steps']:,} steps" if "steps" in run else None, f"{seconds / 3600:.2f} hours" if seconds else None]
+    seconds, part = run.get("seconds"), ""
+    if seconds is None and (seconds := metrics.get("train_runtime")):  # of a record by another trainer, or an old one
+        resumed = run["arguments"].get("resume_from_checkpoint") not in (None, "None")
+        part = " for the part after its last checkpoint" if resumed else ""
+    facts = [f"{run['steps']:,} steps" if "steps" in run else None, duration(seconds) + part if seconds else None]
     lines = [
         f"{', '.join(filter(None, facts)) or 'Trained'} on {devices}, seed {run['seed']}, {run['date']}, by",
         "",
@@ -381,4 +487,4 @@ def _training(run: dict) -> str:
     return "\n".join(lines + (["", f"Evaluated at the end of training: {', '.join(shown)}."] if shown else []))
 
 
-__all__ = ["CardFacts", "count_parameters", "eval_results_files", "read_evaluations", "render_card"]
+__all__ = ["CardFacts", "count_parameters", "eval_results_files", "is_of_strings", "read_evaluations", "render_card"]

@@ -266,8 +266,15 @@ def _copy_processor(source: Path, built: Path) -> None:
         AutoProcessor.from_pretrained(source, trust_remote_code=False).save_pretrained(built)
     elif (source / "tokenizer_config.json").is_file():
         AutoTokenizer.from_pretrained(source, trust_remote_code=False).save_pretrained(built)
+        _drop_circumstances(built / "tokenizer_config.json")
     else:
         raise ValueError(f"{source} has neither processor nor tokenizer; save it there with `save_pretrained`")
+
+
+def _drop_circumstances(path: Path) -> None:
+    """How a tokenizer was loaded just now, which transformers saves among its settings."""
+    settings = {name: value for name, value in read_file(path).items() if name not in ("is_local", "local_files_only")}
+    path.write_text(json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _copy_records(source: Path, built: Path, results: list[Path]) -> None:

@@ -10,7 +10,7 @@ from .codegen2.pipeline_codegen2 import CodeInfillingPipeline
 from .lpn.modeling_lpn import LPNModel
 from .lpn.pipeline_lpn import ProgramInductionPipeline
 from .lpn.processing_lpn import LPNProcessor, StringProcessor
-from .runs import load_pretrained
+from .runs import check_download, load_pretrained
 
 
 HOLE = "<FILL_ME>"
@@ -46,6 +46,7 @@ def load_pipeline(name: str | os.PathLike, task: str | None = None, **kwargs) ->
 
     Raises:
         FileNotFoundError: there is neither a folder nor a repository of that name.
+        ConnectionError: a download from the Hub broke off.
         ValueError: it cannot be read, has a model of another kind or for another task, or lacks weights.
 
     Example:
@@ -71,6 +72,7 @@ def load_pipeline(name: str | os.PathLike, task: str | None = None, **kwargs) ->
             tokenizer = prepare_codegen2_tokenizer(tokenizer)
         return CodeInfillingPipeline(_load_whole(CodeGen2ForCausalLM, name), tokenizer=tokenizer, **kwargs)
     except Exception as error:  # safetensors, tokenizers, JSON and transformers each raise errors of their own
+        check_download(name, error)
         raise ValueError(f"{name!r} cannot be loaded: {_first_line(error)}") from error
 
 
@@ -90,7 +92,7 @@ def _model_type(name: str) -> str:
     try:
         config, _ = load_pretrained(PreTrainedConfig.get_config_dict, name)
     except (OSError, ValueError) as error:
-        if isinstance(error, FileNotFoundError):
+        if isinstance(error, (FileNotFoundError, ConnectionError)):
             raise
         raise ValueError(f"{name!r} holds no model that can be read: {_first_line(error)}") from error
     kind = config.get("model_type")

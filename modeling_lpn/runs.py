@@ -11,14 +11,17 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from huggingface_hub import constants
+from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
 from transformers import TrainerCallback, TrainingArguments
+from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import get_last_checkpoint
 
 
@@ -141,22 +144,74 @@ def refuse_existing(path: str | os.PathLike, overwrite: bool) -> None:
         )
 
 
+def report_leaks(found: Mapping[str, str], total: int, kind: str, policy: str, policies=("flag", "refuse")) -> None:
+    """
+    Says what of an evaluation occurs in the training data.
+
+    Args:
+        found (`dict[str, str]`): names of the evaluation, and what they are called in the training data.
+        total (`int`): how many were compared.
+        kind (`str`): what they are: tasks, files.
+        policy (`str`): the flag `leaks` of a recipe, one of `policies`.
+
+    Raises:
+        ValueError: the policy is unknown, or it is refuse and something was found.
+    """
+    if policy not in policies:
+        raise ValueError(f"`leaks` is {policy!r}; give {' or '.join(policies)}")
+    if not found:
+        return
+    name, trained = next(iter(found.items()))
+    text = f"{len(found)} of {total} {kind} occur in the training data: {name} as {trained}"
+    if policy == "refuse":
+        raise ValueError(f"{text} ...; evaluate on others, or give --leaks flag")
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{text} ...; all are named under `leaks` in what is written")
+
+
 def load_pretrained(load: Callable, name: str, **settings):
     """
     `load(name, **settings)` of `from_pretrained` methods, with a message about the folder where there is none.
 
     Raises:
         FileNotFoundError: neither a folder, nor to be had from the Hub.
+        ConnectionError: the download broke off.
     """
     try:
         return load(name, **settings)
     except OSError as error:
         if Path(name).is_dir():
             raise
+        check_download(name, error)
         reason = str(error).strip().splitlines()[0]
         raise FileNotFoundError(
             f"there is no folder {str(name)!r}, and the Hub gives no model of that name ({reason})"
         ) from error
+
+
+def check_download(name: str, error: BaseException) -> None:
+    """
+    Says that a download broke off where that is behind an `error`: transformers then says that a file is not there.
+
+    Raises:
+        ConnectionError: a file of the Hub began to arrive and did not arrive whole.
+    """
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, (HTTPError, LocalEntryNotFoundError)):
+        cause = cause.__cause__ or cause.__context__
+    response = getattr(cause, "response", None)
+    if cause is None or isinstance(cause, LocalEntryNotFoundError):  # the latter: not even its size was to be had
+        return
+    if response is None:
+        limit = f"no byte in {constants.HF_HUB_DOWNLOAD_TIMEOUT} s, the limit HF_HUB_DOWNLOAD_TIMEOUT"
+        what = limit if "timed out" in str(cause) else f"the connection broke off: {cause}"
+    elif response.status_code >= 500 or response.status_code == 429:
+        what = f"the Hub answers {response.status_code}"
+    else:
+        return
+    raise ConnectionError(
+        f"{str(name)!r} was not loaded, its download failed ({what}); run it again, the files that arrived whole are kept"
+    ) from error
 
 
 def write_results(path: str | os.PathLike, seed: int, **content) -> None:
@@ -258,22 +313,41 @@ class ThreadChoice(TrainerCallback):
         return next((number for number, times in self.seconds.items() if len(times) < self.STEPS), None)
 
 
-class TimeBudget(TrainerCallback):
+class TimeBudget(TrainerCallback, ExportableState):
     """
     Says after the first steps what a training will take, and ends it at a time budget, with a checkpoint where the run
-    saves any.
+    saves any. Checkpoints keep the time that led to them: the record of a resumed run tells that of all its steps.
 
     Args:
-        max_minutes (`float`, *optional*): minutes of training, evaluations included; no limit if not given.
+        max_minutes (`float`, *optional*):
+            minutes of training from now on, evaluations included; no limit if not given.
     """
 
     FIRST_STEPS = 20
 
     def __init__(self, max_minutes: float | None = None):
-        self.max_minutes, self.ended, self.start, self.first = max_minutes, False, 0.0, 0
+        self.max_minutes, self.ended, self.start, self.first = max_minutes, False, None, 0
+        self.earlier: float | None = 0.0  # seconds until the checkpoint that training goes on from
+
+    @property
+    def seconds(self) -> float | None:
+        """Of training, that before the checkpoint included; `None` where an old checkpoint does not tell."""
+        if self.earlier is None or self.start is None:
+            return self.earlier
+        return self.earlier + time.perf_counter() - self.start
+
+    def state(self) -> dict:
+        """What a checkpoint keeps."""
+        return {"args": {"max_minutes": self.max_minutes}, "attributes": {"earlier": self.seconds}}
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.start, self.first = time.perf_counter(), state.global_step
+        # Trainer expects the entry to be there when it saves, also in the state of a checkpoint that had none.
+        unknown = {"attributes": {"earlier": None if state.global_step else 0.0}}
+        kept = state.stateful_callbacks.setdefault(type(self).__name__, unknown)
+        self.earlier, self.start, self.first = kept["attributes"]["earlier"], time.perf_counter(), state.global_step
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.earlier, self.start = self.seconds, None
 
     def on_step_end(self, args, state, control, **kwargs):
         elapsed, done = time.perf_counter() - self.start, state.global_step - self.first

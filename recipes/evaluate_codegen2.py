@@ -18,17 +18,26 @@ from accelerate import Accelerator
 
 from modeling_lpn.arguments import option, parse_recipe
 from modeling_lpn.code.benchmarks import BENCHMARKS, INFILL_BENCHMARKS, load_benchmark, load_infill_cases
-from modeling_lpn.code.corpora import load_corpus
+from modeling_lpn.code.corpora import find_shared_files, load_corpus, split_source
 from modeling_lpn.code.evaluation import causal_loss, evaluate_infilling, make_infill_cases
 from modeling_lpn.code.metrics import score_intervals
 from modeling_lpn.code.sampling import CHECKS, SamplingConfig, check_benchmark, evaluate_benchmark
 from modeling_lpn.code.trainer import load_code_model, load_code_tokenizer
 from modeling_lpn.cpu import speed_up_on_cpu
-from modeling_lpn.runs import end_together, refuse_existing, run_recipe, stay_on_cpu, use_cpu_cores, write_results
+from modeling_lpn.runs import (
+    end_together,
+    refuse_existing,
+    report_leaks,
+    run_recipe,
+    stay_on_cpu,
+    use_cpu_cores,
+    write_results,
+)
 from modeling_lpn.sandbox.execution import require_code_execution, resolve_isolation
 
 
-KNOWN = ("infill:tokens", "infill:line", "loss", *INFILL_BENCHMARKS, *BENCHMARKS)
+HELD_OUT = ("infill:tokens", "infill:line", "loss")
+KNOWN = (*HELD_OUT, *INFILL_BENCHMARKS, *BENCHMARKS)
 
 
 @dataclasses.dataclass
@@ -42,6 +51,10 @@ class EvaluationArguments:
     santacoder_fim_path: str | None = option(None, "File or Hub name, as bigcode/santacoder-fim-task.")
     safim_path: str | None = option(None, "File of one part of SAFIM, or Hub name.")
     validation_files: list[str] = option([], "Sources (text, path) the model has not seen; for infill and loss.")
+    training_files: list[str] | None = option(
+        None, "Sources the model was trained on; by default those that run.json of the model names."
+    )
+    leaks: str = option("flag", "Held-out files that occur in the training data: flag, refuse, leave_out.")
     num_tasks: int | None = option(None, "Only the first so many tasks of a benchmark, and files of the loss.")
     num_cases: int = option(500, "Spans of each kind for infill.")
     max_span_tokens: int = option(8, "Longest span of infill:tokens.")
@@ -103,6 +116,30 @@ def read(name, args) -> list:
     return [row for source in args.validation_files for row in load_corpus(source)]
 
 
+def check_leaks(args, data) -> dict | None:
+    """Which held-out files the model was trained on, by content; `None` where no such files are used."""
+    held_out = [rows for name, rows in data.items() if name in HELD_OUT]
+    policies = ("flag", "refuse", "leave_out")
+    if not held_out:
+        report_leaks({}, 0, "files", args.leaks, policies)
+        return None
+    sources, record = args.training_files, Path(args.model_name_or_path, "run.json")
+    if sources is None and record.is_file():
+        sources = json.loads(record.read_text()).get("arguments", {}).get("train_files")
+    reason = "there is no record of the training; name its sources with --training_files"
+    if args.training_files is None and sources is not None:
+        missing = [source for source in sources if not Path(split_source(source)[1]).exists()]
+        if missing:
+            reason = f"{missing[0]}, which run.json names, is not here; say where it is with --training_files"
+        sources = None if missing else sources
+    found = find_shared_files(held_out[0], sources or [])
+    report_leaks(found, len(held_out[0]), "files", args.leaks, policies)
+    if args.leaks == "leave_out":
+        for rows in held_out:
+            rows[:] = [row for row in rows if row["path"] not in found]
+    return {"compared_with": sources or [], "not_compared": None if sources else reason, "files": found}
+
+
 def score_benchmark(name, args, tasks, model, tokenizer) -> dict:
     options = {name: getattr(args, name) for name in ("isolation", "timeout", "allow_code_execution")}
     record = {**options, "num_tasks": len(tasks), "whitespace_policy": "strip" if args.strip_prompt else "as it is"}
@@ -143,6 +180,7 @@ def main():
     (args,) = parse_recipe([EvaluationArguments])
     refuse_existing(Path(args.output_dir, "results.json"), args.overwrite)
     data = {name: read(name, args) for name in plan(args)}
+    leaks = check_leaks(args, data)
     accelerator = Accelerator(cpu=stay_on_cpu(args.use_cpu))
     if accelerator.device.type == "cpu":
         use_cpu_cores(args.num_threads)
@@ -159,6 +197,7 @@ def main():
             print(name, describe(results[name]), flush=True)
     if accelerator.is_main_process:
         record = {"num_parameters": None if model is None else model.num_parameters()}
+        record |= {"leaks": leaks} if leaks else {}
         path = Path(args.output_dir, "results.json")
         write_results(path, args.seed, arguments=vars(args), results=results, **record)
     end_together(accelerator)

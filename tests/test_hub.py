@@ -12,7 +12,7 @@ from cases_codegen2 import tokenizer_config
 from huggingface_hub import ModelCard, parse_eval_result_entries
 
 from modeling_lpn import CodeGen2ForCausalLM, LPNConfig, LPNModel, LPNProcessor
-from modeling_lpn.cards import CardFacts, count_parameters, render_card
+from modeling_lpn.cards import CardFacts, count_parameters, duration, render_card
 from modeling_lpn.hub import PUBLISHED, assemble, check_files, publish, verify
 
 
@@ -151,6 +151,48 @@ def test_the_card_says_only_what_was_measured(lpn, tmp_path):
     }
 
 
+def test_each_number_says_its_setting(tmp_path, tokenizer):
+    """Two evaluations of one benchmark are two entries of the Hub's index, and counts are no scores."""
+    CodeGen2ForCausalLM(tokenizer_config(tokenizer)).save_pretrained(tmp_path / "in")
+    tokenizer.save_pretrained(tmp_path / "in")
+    result = {"kind": "tokens", "context_tokens": None, "max_span_tokens": 4, "left_to_right": False}
+    for name, context, score in (("far", None, 0.25), ("near", 20, 0.5), ("again", 20, 0.75)):
+        scores = {"exact_match": score, "num_cases": 1000}
+        record = {"results": {"infill:tokens": {**result, "context_tokens": context, "scores": scores}}}
+        record |= {"command": "x", "date": "2026-01-01", "seed": 0, "git_commit": None}
+        (tmp_path / f"{name}.json").write_text(json.dumps(record))
+    assemble(tmp_path / "in", tmp_path / "out", sorted(tmp_path.glob("*.json")), "me/code")
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert {(entry.dataset_config, entry.metric_type, entry.metric_value) for entry in card.data.eval_results} == {
+        ("max_span_tokens 4", "exact_match", 0.25),
+        ("max_span_tokens 4, context_tokens 20, near", "exact_match", 0.5),
+        ("max_span_tokens 4, context_tokens 20, again", "exact_match", 0.75),
+    }
+    assert len(card.data.to_dict()["model-index"][0]["results"]) == 3
+    assert "| infill:tokens (max_span_tokens 4) | num_cases | 1,000 |" in card.text
+    assert "local_files_only" not in (tmp_path / "out" / "tokenizer_config.json").read_text()  # of this process alone
+
+
+def test_the_time_of_a_training_is_never_rounded_to_nothing(lpn, tmp_path):
+    run = {**json.loads((lpn / "run.json").read_text()), "steps": 5}
+    old = {**run, "metrics": {"train_runtime": 3.1}, "arguments": {**run["arguments"], "resume_from_checkpoint": "a"}}
+    for record, text in (
+        ({**run, "seconds": 9000.0}, "5 steps, 2.5 hours on "),
+        ({**old, "seconds": 720.0}, "5 steps, 12.0 minutes on "),
+        (old, "5 steps, 3.1 seconds for the part after its last checkpoint on "),
+    ):
+        (lpn / "run.json").write_text(json.dumps(record))
+        assert text in render_card(lpn, "me/small")
+    assert [duration(seconds) for seconds in (0.004, 59.4, 60, 7200, 400_000)] == [
+        *("0.004 seconds", "59 seconds", "1.0 minutes", "2.0 hours", "111 hours")
+    ]
+
+
+def test_a_card_names_the_repository_or_the_folder(lpn):
+    assert 'name = "me/small"  # on the Hub; or the path of this folder\n' in render_card(lpn, "me/small")
+    assert 'name = "small"  # the path of this folder\n' in render_card(lpn, "small")
+
+
 def test_the_card_tells_leaks(lpn, tmp_path):
     record = json.loads((RESULTS / "quickstart" / "seed0_chosen.json").read_text())
     record["leaks"] = {"compared_with": ["arcagi:training"], "not_compared": None, "tasks": {"070dd51e": {}}}
@@ -165,9 +207,34 @@ def test_the_card_tells_leaks(lpn, tmp_path):
     assert "Without them: 12.5 % at budget 5 (two attempts), " in card
 
 
+@pytest.mark.parametrize(
+    "policy, text",
+    [
+        (
+            "flag",
+            "**2 of these files occur in the training data** (`train.parquet`; compared by content): a.py, b.py.",
+        ),
+        (
+            "leave_out",
+            "2 of these files occur in the training data (`train.parquet`; compared by content) and were left out",
+        ),
+    ],
+)
+def test_the_card_tells_leaks_of_code(tmp_path, tokenizer, policy, text):
+    CodeGen2ForCausalLM(tokenizer_config(tokenizer)).save_pretrained(tmp_path / "in")
+    tokenizer.save_pretrained(tmp_path / "in")
+    record = json.loads((RESULTS / "codegen2_quickstart" / "causal_seed0_left_to_right.json").read_text())
+    files = {"b.py": "x/b.py", "a.py": "x/a.py"}
+    record["leaks"] = {"compared_with": ["train.parquet"], "not_compared": None, "files": files}
+    record["arguments"]["leaks"] = policy
+    (tmp_path / "leaky.json").write_text(json.dumps(record))
+    assemble(tmp_path / "in", tmp_path / "out", [tmp_path / "leaky.json"])
+    assert text in (tmp_path / "out" / "README.md").read_text()
+
+
 @torch.no_grad()
 def test_the_snippet_of_the_card_runs(lpn, tmp_path, capsys):
-    assemble(lpn, tmp_path / "out", repo_id=str(tmp_path / "out"))
+    assemble(lpn, tmp_path / "out", repo_id=str(tmp_path / "out"))  # a path where its name goes
     (snippet,) = re.findall(r"```python\n(.*?)```", (tmp_path / "out" / "README.md").read_text(), re.S)
     exec(compile(snippet, "README.md", "exec"), {})
     assert capsys.readouterr().out.startswith("[[[[")

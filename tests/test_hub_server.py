@@ -1,9 +1,13 @@
 """The whole way to a Hub and back, against a small one on the loopback."""
 
+import json
 import os
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import build_pattern
 import huggingface_hub
@@ -24,6 +28,7 @@ from modeling_lpn import (
 )
 from modeling_lpn import hub as hub_module
 from modeling_lpn.hub import HubError, assemble, publish
+from modeling_lpn.pipelines import load_pipeline
 from modeling_lpn.tasks.arguments import LPNTrainingArguments
 
 
@@ -270,6 +275,49 @@ def test_a_model_is_loaded_by_name_and_revision_without_the_package(hub, lpn, tm
     assert untrusted.returncode and "trust_remote_code=True" in untrusted.stderr
 
 
+SHIPPED = sorted(path.parent.name for path in (ROOT / "model_cards").glob("*/config.json"))
+PROBE = """
+import json
+numbers = output.search_output.log_probs if "processor" in globals() else model(**inputs).logits
+print(json.dumps([type(model).__module__, numbers.double().tolist()]))
+"""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name != "lpn-pattern-4x4" else []) for name in SHIPPED]
+)
+def test_a_shipped_checkpoint_goes_to_the_hub_and_back(hub, tmp_path, capsys, name):
+    """Its card's snippets, as they stand there, in fresh processes without the package and with it, and from the folder."""
+    repo_id, folder = f"anna/{name}", ROOT / "model_cards" / name
+    publish(folder, repo_id, check=False, tag="v1")
+    repository = hub.repository("models", repo_id)
+    assert {
+        file: len(content) for file, content in repository.files.items() if file.endswith((".safetensors", ".py"))
+    } == {path.name: path.stat().st_size for path in folder.iterdir() if path.suffix in (".safetensors", ".py")}
+    # What came after v1 is of no use, neither its code nor its weights.
+    after = {file: content for file, content in repository.files.items() if not file.endswith(".safetensors")}
+    repository.add(
+        {file: b"1/0" if file.endswith(".py") else content for file, content in after.items()}, "v2", "main"
+    )
+    card = repository.commits[repository.tags["v1"]]["README.md"].decode()
+    snippets = "".join(re.findall(r"```python\n(.*?)```", card, re.S))
+    pinned = snippets.replace("trust_remote_code=True", "trust_remote_code=True, revision='v1'") + PROBE
+    found = []
+    for first in ("import sys; sys.modules['modeling_lpn'] = None", "import modeling_lpn"):
+        result = run(hub, f"{first}\n{pinned}", tmp_path)
+        assert result.returncode == 0, result.stderr
+        found.append(result.stdout.splitlines())
+    exec(compile(snippets.replace(repo_id, str(folder)) + PROBE, "README.md", "exec"), {})
+    found.append(capsys.readouterr().out.splitlines())
+    printed, answers = [lines[:-1] for lines in found], [json.loads(lines[-1]) for lines in found]
+    assert printed[0] == printed[1] == printed[2] and len(printed[0]) >= snippets.count("print(")
+    places = [place for place, _ in answers]
+    assert places[0].startswith(f"transformers_modules.anna.{name.replace('-', '_hyphen_')}")
+    assert places[1] == places[2] and places[1].startswith("modeling_lpn.")
+    for _, numbers in answers[1:]:
+        torch.testing.assert_close(torch.tensor(numbers), torch.tensor(answers[0][1]), atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.slow
 def test_the_command_and_a_data_set(hub, lpn, tmp_path, monkeypatch):
     publish_command = [sys.executable, str(ROOT / "recipes" / "publish.py")]
@@ -336,3 +384,50 @@ publish("adapter", "anna/adapter")
     assert result.returncode == 0, result.stderr
     card = hub.repository("models", "anna/adapter").files["README.md"].decode()
     assert "an adapter on `anna/codegen2`" in card and "base_model: anna/codegen2" in card
+
+
+DOWNLOADS = [
+    (CUT, "broke off: peer closed"),
+    (2.0, "no byte in 0.3 s, the limit HF_HUB_DOWNLOAD_TIMEOUT"),
+    (500, "answers 500"),
+]
+
+
+@pytest.fixture
+def published(hub, lpn, monkeypatch, tmp_path):
+    """A model on the Hub, for a user in this process who has nothing of it yet."""
+    publish(lpn, "anna/small", check=False)
+    constants = huggingface_hub.constants
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    hasty = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})  # no pause between two tries
+    monkeypatch.setattr("huggingface_hub.file_download.time", hasty)
+    return hub
+
+
+@pytest.mark.parametrize("fault, message", DOWNLOADS, ids=["cut", "slow", "500"])
+def test_a_download_that_breaks_off_is_said_and_leaves_nothing_half(published, monkeypatch, tmp_path, fault, message):
+    if fault == 2.0:
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.3)
+    published.fail("GET", "/resolve/.*safetensors", fault, times=99)
+    with pytest.raises(
+        ConnectionError, match=f"'anna/small' was not loaded, its download failed .*{message}"
+    ) as error:
+        load_pipeline("anna/small")
+    assert TOKEN not in str(error.value) and "\n" not in str(error.value)
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+    published.faults.clear()  # the same again goes through
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DOWNLOAD_TIMEOUT", 10)
+    task = {"train": [{"input": [[1]], "output": [[2]]}], "test": [{"input": [[3]]}]}
+    assert load_pipeline("anna/small")(task, budget=0)["grids"]
+
+
+@pytest.mark.parametrize("file", ["config.json", "processor_config.json"])
+def test_a_download_that_breaks_off_once_goes_on(published, file):
+    for name in (file, "safetensors"):
+        published.fail("GET", f"/resolve/.*{name}", CUT)
+    weights = load_pipeline("anna/small").model.state_dict()
+    assert all(
+        torch.equal(weights[name], value)
+        for name, value in LPNModel.from_pretrained("anna/small").state_dict().items()
+    )
+    assert not any(fault[3] for fault in published.faults)

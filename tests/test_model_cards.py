@@ -1,6 +1,7 @@
 """The checkpoints in model_cards/: each is its repository on the Hub, whole, up to date and below 8 MB."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from transformers import AutoModel, AutoProcessor
 
 import modeling_lpn
 from modeling_lpn import PatternTask, TaskStream, evaluate_tasks
+from modeling_lpn.cards import render_card
 from modeling_lpn.hub import PUBLISHED, check_files
 from modeling_lpn.tasks.stream import tasks_from_stream
 
@@ -38,6 +40,19 @@ def test_its_code_is_that_of_the_package(folder):
     assert copies
     for copy in copies:
         assert copy.read_text() == CODE[copy.name].read_text(), copy.name
+
+
+def test_its_card_is_what_its_files_say(folder):
+    """After a change: the command above."""
+    assert (folder / "README.md").read_text() == render_card(folder, f"modeling-lpn/{folder.name}")
+
+
+def test_the_snippets_of_its_card_run_from_the_folder(folder, capsys):
+    snippets = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)
+    script, names = re.subn('^name = "modeling-lpn/.*$', f"name = {str(folder)!r}", "\n".join(snippets), flags=re.M)
+    assert names == 1 and "modeling-lpn" not in script
+    exec(compile(script, "README.md", "exec"), {})
+    assert len(capsys.readouterr().out.splitlines()) >= len(snippets)
 
 
 def test_the_card_tells_what_the_results_say(folder):

@@ -35,12 +35,16 @@ Rotary = tuple[torch.Tensor, torch.Tensor] | None  # cosine and sine, each `(bat
 
 
 class AttentionSegment(NamedTuple):
-    """Queries `start..end` of a sequence attend to the keys before `key_end` under `mask` (`None`: to all of them)."""
+    """
+    Queries `start..end` of the hidden states attend to the keys before `key_end` under `mask` (`None`: to all of them), which
+    has the form that attention `implementation` wants.
+    """
 
     start: int
     end: int
     key_end: int
     mask: torch.Tensor | None
+    implementation: str
 
 
 class GridTokens(NamedTuple):
@@ -109,12 +113,36 @@ class SharedLayer(NamedTuple):
     split: int
 
 
+class PrefixMemory(NamedTuple):
+    """
+    What the layers compute of a prefix, for tokens that follow it: the `states` `(entries, prefix, width)` that each of them is
+    given, its keys and values of them `(entries, heads, prefix, head_dim)`, the result of the `last` token `(entries, 1,
+    width)`, and the keys of [`LPNCopyHead`].
+    """
+
+    states: list[torch.Tensor]
+    keys: list[torch.Tensor]
+    values: list[torch.Tensor]
+    last: torch.Tensor
+    copy_keys: torch.Tensor | None
+
+    def update(self, key: torch.Tensor, value: torch.Tensor, layer_idx: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of the prefix and, behind them, those of tokens `(entries * candidates, heads, tokens, head_dim)`."""
+        return self._before(self.keys[layer_idx], key), self._before(self.values[layer_idx], value)
+
+    @staticmethod
+    def _before(prefix: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+        own = own.unflatten(0, (len(prefix), -1))
+        prefix = prefix.unsqueeze(1).expand(-1, own.shape[1], -1, -1, -1)
+        return torch.cat([prefix, own], 3).flatten(0, 1)
+
+
 @dataclass(eq=False)
 class DecoderChunk:
     """
     Pairs of similar length, embedded for the decoder: `rows` `(entries, k)` says under which rows of latents each is
     decoded, `colors` `(entries, cells)` and `shapes` `(entries, 2)` what is to be written, `real` `(entries, cells)` which
-    cells are (`None`: all). `shared` is set where several latents are to be tried.
+    cells are (`None`: all). `shared` is set where several latents are to be tried, `memory` where the prefix sees none.
     """
 
     rows: torch.Tensor
@@ -123,6 +151,7 @@ class DecoderChunk:
     shapes: torch.Tensor
     colors: torch.Tensor
     real: torch.Tensor | None
+    memory: PrefixMemory | None = None
     shared: SharedLayer | None = None
     layouts: dict[int, "DecoderLayout"] = field(default_factory=dict)
 
@@ -131,6 +160,7 @@ class DecoderLayout(NamedTuple):
     """
     Segments of attention, rotary tables and cells to copy of a chunk whose every pair is decoded with as many candidates:
     `whole` for layers that compute all tokens, `read` for the last one, which computes the latent token and those after it.
+    With a memory of the prefix every layer computes no others, and the rotary tables are theirs.
     """
 
     whole: list[AttentionSegment]
@@ -142,17 +172,15 @@ class DecoderLayout(NamedTuple):
 class LPNCache:
     """Keys and values of a decoder while it writes grids: preallocated, so that a step copies only its own token."""
 
-    def __init__(self) -> None:
-        self.states: list[torch.Tensor] = []  # one (2, batch, heads, capacity, head_dim) for each layer
-        self.length = 0
+    def __init__(self, keys: list[torch.Tensor], values: list[torch.Tensor]) -> None:
+        # One (2, batch, heads, capacity, head_dim) for each layer.
+        self.states = [torch.stack(both) for both in zip(keys, values, strict=True)]
+        self.length = keys[0].shape[2]
 
     def update(self, key: torch.Tensor, value: torch.Tensor, layer_idx: int) -> tuple[torch.Tensor, torch.Tensor]:
-        if layer_idx == len(self.states):
-            self.states.append(torch.stack([key, value]))
-        else:
-            batch, _, steps, _ = key.shape
-            self.states[layer_idx][0, :batch, :, self.length : self.length + steps] = key
-            self.states[layer_idx][1, :batch, :, self.length : self.length + steps] = value
+        batch, _, steps, _ = key.shape
+        self.states[layer_idx][0, :batch, :, self.length : self.length + steps] = key
+        self.states[layer_idx][1, :batch, :, self.length : self.length + steps] = value
         key, value = self.states[layer_idx][:, : key.shape[0], :, : self.length + key.shape[2]]
         return key, value
 
@@ -229,18 +257,17 @@ class LPNAttention(nn.Module):
         hidden_states: torch.Tensor,
         segments: list[AttentionSegment],
         rotary: Rotary = None,
-        cache: LPNCache | None = None,
-    ) -> torch.Tensor:
+        cache: LPNCache | PrefixMemory | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Attention of the queries, and the keys and values of the tokens; `cache` has those of tokens before them."""
         start, end = segments[0].start, segments[-1].end
         query = self.heads(self.q_proj(hidden_states[:, start:end]))
         key, value = self.heads(self.k_proj(hidden_states)), self.heads(self.v_proj(hidden_states))
         if rotary is not None:
             cos, sin = rotary
             query, key = rotate(query, cos[:, start:end], sin[:, start:end]), rotate(key, cos, sin)
-        if cache is not None:
-            key, value = cache.update(key, value, self.layer_idx)
-        implementation = attention_implementation(self.config, cache is not None)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        keys, values = (key, value) if cache is None else cache.update(key, value, self.layer_idx)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(segments[0].implementation, eager_attention_forward)
         queries = query.split(
             [segment.end - segment.start for segment in segments], 2
         )  # one gradient, not a sum of two
@@ -248,15 +275,15 @@ class LPNAttention(nn.Module):
             attend(
                 self,
                 part,
-                key[:, :, : segment.key_end],
-                value[:, :, : segment.key_end],
+                keys[:, :, : segment.key_end],
+                values[:, :, : segment.key_end],
                 segment.mask,
                 scaling=self.scaling,
                 dropout=self.attention_dropout if self.training else 0.0,
             )[0].flatten(2)
             for part, segment in zip(queries, segments, strict=True)
         ]
-        return self.o_proj(outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1))
+        return self.o_proj(outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)), key, value
 
     def heads(self, states: torch.Tensor) -> torch.Tensor:
         """`(..., tokens, width)` -> `(..., heads, tokens, head_dim)`."""
@@ -352,10 +379,11 @@ class LPNLayer(GradientCheckpointingLayer):
         hidden_states: torch.Tensor,
         segments: list[AttentionSegment],
         rotary: Rotary = None,
-        cache: LPNCache | None = None,
-    ) -> torch.Tensor:
-        attended = self.attention(self.attention_norm(hidden_states), segments, rotary, cache)
-        return self._mlp(hidden_states[:, segments[0].start : segments[-1].end] + self._drop(attended))
+        cache: LPNCache | PrefixMemory | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        attended, key, value = self.attention(self.attention_norm(hidden_states), segments, rotary, cache)
+        asked = hidden_states[:, segments[0].start : segments[-1].end]
+        return self._mlp(asked + self._drop(attended)), key, value
 
     def share(
         self,
@@ -367,7 +395,7 @@ class LPNLayer(GradientCheckpointingLayer):
     ) -> SharedLayer:
         """What this layer, as the first, computes without the latent; see [`LPNAttention.share`]."""
         shared = self.attention.share(self.attention_norm(hidden_states), mask, rotary, prefix, start)
-        return shared._replace(hidden_states=hidden_states[:, start:])
+        return SharedLayer(hidden_states[:, start:], *shared[1:])
 
     def merge(self, shared: SharedLayer, latents: torch.Tensor) -> torch.Tensor:
         """This layer with latent tokens `(entries, candidates, width)` -> `(entries, candidates, tokens, width)`."""
@@ -458,6 +486,8 @@ class LPNStack(nn.Module):
         self.col_count_embedding = nn.Embedding(config.max_cols, width)
         self.side_embedding = nn.Embedding(2, width)  # 0: of the input grid, 1: of the output grid
         self.position_embedding = LPNPositionEmbedding(config, stack)
+        if config.num_previous_cells:  # a table for each distance, whose last entry is "there is none"
+            self.previous_embedding = nn.Embedding(config.num_previous_cells * (config.vocab_size + 1), width)
         self.layers = nn.ModuleList(LPNLayer(config, stack, index) for index in range(stack.num_layers))
 
     def embed_shape(self, shapes: torch.Tensor, side: int) -> torch.Tensor:
@@ -476,11 +506,29 @@ class LPNStack(nn.Module):
         colors: torch.Tensor,
         positions: torch.Tensor,
         side: int,
+        previous: torch.Tensor | None,
         table: LPNPositionEmbedding | None = None,
     ) -> torch.Tensor:
-        """Tokens of cells: colors `(batch, length)`, positions `(batch, length, 2)` -> `(batch, length, width)`."""
+        """
+        Tokens of cells: colors `(batch, length)`, positions `(batch, length, 2)`, `previous` as [`previous_cells`] gives
+        it -> `(batch, length, width)`.
+        """
         table = self.position_embedding if table is None else table
-        return self.color_embedding(colors) + self._side(colors, side) + table(positions)
+        embeds = self.color_embedding(colors) + self._side(colors, side) + table(positions)
+        return embeds if previous is None else embeds + self.previous_embedding(previous).sum(-2)
+
+    def previous_cells(self, colors: torch.Tensor, cols: torch.Tensor) -> torch.Tensor | None:
+        """
+        Colours `(batch, length)` in reading order and the columns they are in -> indices `(batch, length,
+        num_previous_cells)` into the table of the cells before them on their row; `None` if tokens do not carry them.
+        """
+        if not self.config.num_previous_cells:
+            return None
+        size, found = self.config.vocab_size + 1, []
+        for distance in range(1, self.config.num_previous_cells + 1):
+            before = F.pad(colors, (distance, 0))[:, : colors.shape[1]]
+            found.append(torch.where(cols >= distance, before, size - 1) + (distance - 1) * size)
+        return torch.stack(found, -1)
 
     def rotary(self, positions: torch.Tensor) -> Rotary:
         """
@@ -510,9 +558,10 @@ class LPNStack(nn.Module):
         cached: bool = False,
     ) -> AttentionSegment:
         """An [`AttentionSegment`] whose mask has the form that the attention implementation wants."""
+        implementation = attention_implementation(self.config, cached)
         if mask is None and not causal:
-            return AttentionSegment(start, end, key_end, None)
-        attention_mask = ALL_MASK_ATTENTION_FUNCTIONS[attention_implementation(self.config, cached)](
+            return AttentionSegment(start, end, key_end, None, implementation)
+        attention_mask = ALL_MASK_ATTENTION_FUNCTIONS[implementation](
             batch_size=1 if mask is None else mask.shape[0],
             q_length=end - start,
             kv_length=key_end,
@@ -523,7 +572,7 @@ class LPNStack(nn.Module):
             dtype=hidden_states.dtype,
             device=hidden_states.device,
         )
-        return AttentionSegment(start, end, key_end, attention_mask)
+        return AttentionSegment(start, end, key_end, attention_mask, implementation)
 
     def _drop(self, embeds: torch.Tensor) -> torch.Tensor:
         return F.dropout(embeds, self.stack.dropout, self.training) if self.stack.dropout else embeds
@@ -584,9 +633,9 @@ def _rotary_of(rotary: Rotary, start: int, end: int) -> Rotary:
     return None if rotary is None else (rotary[0][:, start:end], rotary[1][:, start:end])
 
 
-def _collect(states: list[torch.Tensor] | None, hidden_states: torch.Tensor) -> None:
+def _collect(states: list[torch.Tensor] | None, *hidden_states: torch.Tensor) -> None:
     if states is not None:
-        states.append(hidden_states)
+        states.append(torch.cat(hidden_states, 1))
 
 
 class LPNEncoder(LPNStack):
@@ -620,8 +669,8 @@ class LPNEncoder(LPNStack):
                 self.cls_token(in_colors.new_zeros(batch, 1)),
                 self.embed_shape(pairs.input_shapes, 0),
                 self.embed_shape(pairs.output_shapes, 1),
-                self.embed_cells(in_colors, in_positions, 0),
-                self.embed_cells(out_colors, out_positions, 1),
+                self.embed_cells(in_colors, in_positions, 0, self.previous_cells(in_colors, in_positions[..., 1])),
+                self.embed_cells(out_colors, out_positions, 1, self.previous_cells(out_colors, out_positions[..., 1])),
             ],
             1,
         )
@@ -638,7 +687,7 @@ class LPNEncoder(LPNStack):
             if index == 0 or queries == 1:
                 segments = [self.segment(hidden_states, mask, 0, queries, length)]
             _collect(states, hidden_states)
-            hidden_states = layer(hidden_states, segments, rotary)
+            hidden_states, *_ = layer(hidden_states, segments, rotary)
         _collect(states, hidden_states)
         cls = self.norm(hidden_states[:, 0])
         return self.mean_proj(cls).float(), self.logvar_proj(cls).float() if self.config.variational else None
@@ -647,8 +696,9 @@ class LPNEncoder(LPNStack):
 class LPNDecoder(LPNStack):
     """
     Executes a latent program on an input grid (paper, section 4.1). A sequence is the *prefix* [input cells, number of
-    rows, number of columns, latent], whose tokens see each other, and the *output* [number of rows, number of columns,
-    cells], which is causal and sees the prefix. An output token predicts the one after it.
+    rows, number of columns, latent], whose tokens see each other (with `latent_visible_to_input: false` those before the
+    latent do not see it), and the *output* [number of rows, number of columns, cells], which is causal and sees the prefix.
+    An output token predicts the one after it.
     """
 
     def __init__(self, config: LPNConfig) -> None:
@@ -673,8 +723,9 @@ class LPNDecoder(LPNStack):
         """Prefix without the latent: grids `(batch, rows, cols)`, shapes `(batch, 2)` -> tokens."""
         colors, positions, real = pack_cells(input_grids, input_shapes, extent)
         table = self.input_position_embedding if self.config.separate_input_position_embeddings else None
+        previous = self.previous_cells(colors, positions[..., 1])
         return GridTokens(
-            torch.cat([self.embed_cells(colors, positions, 0, table), self.embed_shape(input_shapes, 0)], 1),
+            torch.cat([self.embed_cells(colors, positions, 0, previous, table), self.embed_shape(input_shapes, 0)], 1),
             None if real is None else _join_masks([real, 2], len(colors), colors.device),
             _join_positions([positions, 2]),
             CopiedCells(colors, real) if self.config.copy_inputs else None,
@@ -682,11 +733,12 @@ class LPNDecoder(LPNStack):
 
     def embed_output(self, output_grids: torch.Tensor, output_shapes: torch.Tensor, extent: GridExtent) -> GridTokens:
         """Output tokens but the last cell, which predicts nothing."""
-        extent = extent._replace(length=extent.length - 1)
+        extent = GridExtent(extent.length - 1, extent.padded, extent.shape)
         colors, positions, real = pack_cells(output_grids, output_shapes, extent)
+        previous = self.previous_cells(colors, positions[..., 1])
         positions = self.carried_positions(positions, output_shapes[: len(positions), 1:])
         return GridTokens(
-            torch.cat([self.embed_shape(output_shapes, 1), self.embed_cells(colors, positions, 1)], 1),
+            torch.cat([self.embed_shape(output_shapes, 1), self.embed_cells(colors, positions, 1, previous)], 1),
             None if real is None else _join_masks([2, real], len(colors), colors.device),
             _join_positions([2, positions]),
         )
@@ -707,6 +759,8 @@ class LPNDecoder(LPNStack):
         output = self.embed_output(pairs.output_grids, pairs.output_shapes, output_extent)
         colors, _, real = pack_cells(pairs.output_grids, pairs.output_shapes, output_extent)
         chunk = DecoderChunk(rows, prefix, output, pairs.output_shapes, colors, real)
+        if not self.config.latent_visible_to_input:
+            chunk.memory = self.remember(prefix)
         if share and self._can_share():
             chunk.shared = self._share(prefix, output)
         return chunk
@@ -728,7 +782,26 @@ class LPNDecoder(LPNStack):
             embeds.device,
         )
         rotary = self.rotary(_join_positions([prefix.positions, output.positions]))
-        return self._first_layer.share(embeds, mask, rotary, length, 0 if len(self.layers) > 1 else length)
+        all_go_on = len(self.layers) > 1 and self.config.latent_visible_to_input
+        return self._first_layer.share(embeds, mask, rotary, length, 0 if all_go_on else length)
+
+    def remember(self, prefix: GridTokens, cached: bool = False) -> PrefixMemory:
+        """Runs the layers on a prefix, once for all that follows it; the last one on its last token only."""
+        hidden_states, rotary, length = (
+            self._drop(prefix.embeds),
+            self.rotary(prefix.positions),
+            prefix.embeds.shape[1],
+        )
+        whole = self.segment(hidden_states, prefix.mask, 0, length, length, cached=cached)
+        last = self.segment(hidden_states, prefix.mask, length - 1, length, length, cached=cached)
+        states, keys, values = [], [], []
+        for index, layer in enumerate(self.layers, 1):
+            states.append(hidden_states)
+            hidden_states, key, value = layer(hidden_states, [whole if index < len(self.layers) else last], rotary)
+            keys.append(key)
+            values.append(value)
+        copy_keys = None if prefix.copied is None else self._copy_keys(states[-1], prefix.copied, rotary)
+        return PrefixMemory(states, keys, values, hidden_states, copy_keys)
 
     def carried_positions(self, positions: torch.Tensor, num_cols: torch.Tensor) -> torch.Tensor:
         """The positions that output cells `(batch, length, 2)` carry: the next cell's, if the configuration says so."""
@@ -747,30 +820,33 @@ class LPNDecoder(LPNStack):
         the latent token and the output tokens. The last layer leaves out the rest. The logits of [`LPNCopyHead`], if there
         is one, follow as further channels. `states` collects what every layer is given and gives.
         """
-        candidates, prefix, output = latents.shape[1], chunk.prefix, chunk.output
+        candidates, prefix, output, memory = latents.shape[1], chunk.prefix, chunk.output, chunk.memory
         context = self.latent_proj(latents.to(self.latent_proj.weight.dtype)).to(prefix.embeds.dtype)
         if candidates not in chunk.layouts:
             chunk.layouts[candidates] = self._layout(chunk, candidates)
         layout = chunk.layouts[candidates]
         if chunk.shared is None:
             before, after = (tokens.embeds.unsqueeze(1).expand(-1, candidates, -1, -1) for tokens in (prefix, output))
-            hidden_states = self._drop(torch.cat([before, context.unsqueeze(2), after], 2).flatten(0, 1))
+            tokens = [context.unsqueeze(2), after] if memory else [before, context.unsqueeze(2), after]
+            hidden_states = self._drop(torch.cat(tokens, 2).flatten(0, 1))
         else:
             hidden_states = self._first_layer.merge(chunk.shared, context).flatten(0, 1)
         layers = list(self.layers) if chunk.shared is None else list(self.layers)[1:]
-        for layer in layers[:-1]:
-            _collect(states, hidden_states)
-            hidden_states = layer(hidden_states, layout.whole, layout.rotary)
+        for index, layer in enumerate(layers, 1):
+            given = hidden_states
+            _collect(states, *([] if memory is None else memory.states[index - 1 : index]), given)
+            segments = layout.whole if index < len(layers) else layout.read
+            hidden_states, *_ = layer(given, segments, layout.rotary, memory)
         _collect(states, hidden_states)
-        outputs = layers[-1](hidden_states, layout.read, layout.rotary) if layers else hidden_states
-        _collect(states, outputs)
         if layout.copied is None:
-            return outputs
-        keys = self._copy_keys(hidden_states, layout.copied, layout.rotary)
-        start = prefix.embeds.shape[1]
-        rotary = _rotary_of(layout.rotary, start, start + outputs.shape[1])
-        copied = self.copy_head(outputs, rotary, keys, layout.copied)
-        return torch.cat([outputs, copied.to(outputs.dtype)], -1)
+            return hidden_states
+        if memory is None:
+            keys, start = self._copy_keys(given, layout.copied, layout.rotary), prefix.embeds.shape[1]
+        else:
+            keys, start = memory.copy_keys.repeat_interleave(candidates, 0), 0
+        rotary = _rotary_of(layout.rotary, start, start + hidden_states.shape[1])
+        copied = self.copy_head(hidden_states, rotary, keys, layout.copied)
+        return torch.cat([hidden_states, copied.to(hidden_states.dtype)], -1)
 
     def _copy_keys(self, hidden_states: torch.Tensor, cells: CopiedCells, rotary: Rotary) -> torch.Tensor:
         count = cells.colors.shape[1]
@@ -793,17 +869,21 @@ class LPNDecoder(LPNStack):
         ]
         read = self.segment(prefix.embeds, mask, split - 1, length, length, causal=True)
         copied = None if prefix.copied is None else prefix.copied.repeat(candidates)
-        return DecoderLayout(whole, [read], rotary, copied)
+        if chunk.memory is None:
+            return DecoderLayout(whole, [read], rotary, copied)
+        own = [AttentionSegment(0, length - split + 1, *read[2:])]
+        return DecoderLayout(own, own, _rotary_of(rotary, split - 1, length), copied)
 
     def logits(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Hidden states of [latent, rows, columns, cells] -> float32 logits of rows, columns and cells."""
         width = self.stack.hidden_size
-        hidden_states, copied = hidden_states[..., :width], hidden_states[:, 2:, width:]
-        cells = self.grid_head(self.grid_norm(hidden_states[:, 2:])).float()
+        # Split, not indexed: one gradient, not a sum of three.
+        latent, rows, cells = hidden_states.split([1, 1, hidden_states.shape[1] - 2], 1)
+        logits = self.grid_head(self.grid_norm(cells[..., :width])).float()
         return (
-            self.row_head(self.row_norm(hidden_states[:, 0])).float(),
-            self.col_head(self.col_norm(hidden_states[:, 1])).float(),
-            cells if self.copy_head is None else cells + copied.float(),
+            self.row_head(self.row_norm(latent[:, 0, :width])).float(),
+            self.col_head(self.col_norm(rows[:, 0, :width])).float(),
+            logits if self.copy_head is None else logits + cells[..., width:].float(),
         )
 
     @torch.no_grad()
@@ -815,29 +895,26 @@ class LPNDecoder(LPNStack):
         `(batch, max_rows, max_cols)` and shapes `(batch, 2)`. Keys and values are cached, and only cells of the
         predicted shape are computed.
         """
-        prefix, cache = self.embed_prefix(input_grids, input_shapes, extent), LPNCache()
-        context = self.latent_proj(latents.to(self.latent_proj.weight.dtype)).unsqueeze(1)
-        hidden_states = torch.cat([prefix.embeds, context.to(prefix.embeds.dtype)], 1)
-        batch, length = hidden_states.shape[:2]
+        prefix = self.embed_prefix(input_grids, input_shapes, extent)
+        context = self.latent_proj(latents.to(self.latent_proj.weight.dtype)).unsqueeze(1).to(prefix.embeds.dtype)
+        no_cell = prefix.positions.new_full((len(context), 1, 2), -1)
         mask = None if prefix.mask is None else F.pad(prefix.mask, (0, 1), value=True)
-        rotary = self.rotary(F.pad(prefix.positions, (0, 0, 0, 1), value=-1))
-        whole = self.segment(hidden_states, mask, 0, length, length, cached=True)
-        last = self.segment(hidden_states, mask, length - 1, length, length, causal=True, cached=True)
-        for layer in list(self.layers)[:-1]:
-            hidden_states = layer(hidden_states, [whole], rotary, cache)
-        keys = None if prefix.copied is None else self._copy_keys(hidden_states, prefix.copied, rotary)
-        hidden_states = self.layers[-1](hidden_states, [last], rotary, cache)
-        cache.length = length
-
-        no_cell = prefix.positions.new_full((batch, 1, 2), -1)
+        if self.config.latent_visible_to_input:
+            embeds, positions = torch.cat([prefix.embeds, context], 1), F.pad(prefix.positions, (0, 0, 0, 1), value=-1)
+            prefix = GridTokens(embeds, mask, positions, prefix.copied)
+        memory = self.remember(prefix, cached=True)
+        cache = LPNCache(memory.keys, memory.values)
+        cache.grow(torch.arange(len(context), device=context.device), 3)
+        hidden_states = memory.last
+        if not self.config.latent_visible_to_input:
+            hidden_states = self._step(context, no_cell, mask, cache)
         rows = self.row_head(self.row_norm(hidden_states[:, -1])).argmax(-1)
-        cache.grow(torch.arange(batch, device=rows.device), 2)
         side = self._side(rows, 1)
         hidden_states = self._step((self.row_count_embedding(rows) + side).unsqueeze(1), no_cell, mask, cache)
         cols = self.col_head(self.col_norm(hidden_states[:, -1])).argmax(-1)
         hidden_states = self._step((self.col_count_embedding(cols) + side).unsqueeze(1), no_cell, mask, cache)
         shapes = torch.stack([rows + 1, cols + 1], -1)
-        return self._write_cells(hidden_states, shapes, mask, cache, prefix.copied, keys), shapes
+        return self._write_cells(hidden_states, shapes, mask, cache, prefix.copied, memory.copy_keys), shapes
 
     def _step(
         self, embeds: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None, cache: LPNCache
@@ -849,8 +926,9 @@ class LPNDecoder(LPNStack):
             if self.config._attn_implementation == "eager":
                 mask = torch.where(mask, 0.0, torch.finfo(embeds.dtype).min).to(embeds.dtype)
         hidden_states, rotary = embeds, self.rotary(positions)
+        segment = AttentionSegment(0, 1, end, mask, attention_implementation(self.config, cached=True))
         for layer in self.layers:
-            hidden_states = layer(hidden_states, [AttentionSegment(0, 1, end, mask)], rotary, cache)
+            hidden_states, *_ = layer(hidden_states, [segment], rotary, cache)
         cache.length = end
         return hidden_states
 
@@ -884,8 +962,12 @@ class LPNDecoder(LPNStack):
             if active:
                 width = num_cols[:active]
                 position = torch.stack([step // width, step % width], -1).unsqueeze(1)
+                near = slice(max(0, step - self.config.num_previous_cells), step + 1)
+                previous = self.previous_cells(cells[:active, near], position[..., 1])
                 position = self.carried_positions(position, width.unsqueeze(1))
-                embeds = self.embed_cells(colors[:active].unsqueeze(1), position, 1)
+                embeds = self.embed_cells(
+                    colors[:active].unsqueeze(1), position, 1, None if previous is None else previous[:, -1:]
+                )
                 hidden_states = self._step(embeds, position, mask, cache)
         grids = cells.new_zeros(len(order), self.config.max_rows * self.config.max_cols)
         index = torch.arange(cells.shape[1], device=cells.device)

@@ -81,9 +81,15 @@ class LPNConfig(PreTrainedConfig):
         separate_input_position_embeddings (`bool`, defaults to `False`):
             Whether the decoder has own position embeddings for the input grid
             (`next_position_embeddings_new_input_embeds` of the published code).
+        latent_visible_to_input (`bool`, defaults to `True`):
+            Whether the decoder's tokens of the input grid attend to the latent, as in the published code. Without, they
+            are computed once for all latents that a pair is decoded with, which makes search cheaper; it is another model.
         copy_inputs (`bool`, defaults to `False`):
             Whether the decoder has one more attention head over the input cells whose values are their colours, for tasks
             that copy, such as those on strings.
+        num_previous_cells (`int`, defaults to 0):
+            How many of the cells before it on its row a cell carries in its embedding, each by a table of its own. A token
+            can then be found by what stands before it, which is how text is copied.
         rope_max_frequency (`float`, defaults to 10.0): Largest frequency of the rotary embedding (Table 16).
         layer_norm_eps (`float`, defaults to 1e-6): Epsilon of the layer norms.
         prior_kl_weight (`float`, defaults to 1e-4):
@@ -136,7 +142,9 @@ class LPNConfig(PreTrainedConfig):
     logits_projection_bias: bool = False
     next_position_embeddings: bool = True
     separate_input_position_embeddings: bool = False
+    latent_visible_to_input: bool = True
     copy_inputs: bool = False
+    num_previous_cells: int = 0
     rope_max_frequency: float = 10.0
     layer_norm_eps: float = 1e-6
     prior_kl_weight: float = 1e-4
@@ -160,6 +168,10 @@ class LPNConfig(PreTrainedConfig):
         for name in ("vocab_size", "max_rows", "max_cols", "latent_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it counts something: use 1 or more.")
+        if self.num_previous_cells < 0:
+            raise ValueError(
+                f"`num_previous_cells` is {self.num_previous_cells}; a number of cells is needed: 0 or more."
+            )
         for side, stack in (("encoder", self.encoder_stack), ("decoder", self.decoder_stack)):
             self._validate_stack(side, stack)
         if self.separate_input_position_embeddings and not self.next_position_embeddings:

@@ -1,6 +1,7 @@
 """Arguments of the recipes of Latent Program Networks."""
 
 import dataclasses
+from typing import Any
 
 from ..arguments import RecipeTrainingArguments, arguments_from, given, option
 from ..lpn.configuration_lpn import LPNConfig
@@ -11,15 +12,24 @@ from .generators import TASK_GENERATORS
 ModelArguments = arguments_from(LPNConfig, "ModelArguments")
 SearchArguments = arguments_from(SearchConfig, "SearchArguments", prefix="search_")
 TrainSearchArguments = arguments_from(SearchConfig, "TrainSearchArguments", prefix="train_search_")
-TaskArguments = arguments_from(TASK_GENERATORS.values(), "TaskArguments", prefix="task_")
 
 
-def make_task(name: str, options: TaskArguments, **overrides):
+def task_arguments() -> type:
+    """
+    The settings of all task generators as flags `--task_...`, of those registered until now: call it where a parser is built.
+
+    Returns:
+        `type`: a dataclass for [`parse_recipe`].
+    """
+    return arguments_from(TASK_GENERATORS.values(), "TaskArguments", prefix="task_")
+
+
+def make_task(name: str, options: Any, **overrides):
     """Builds the task generator `name` of `TASK_GENERATORS`.
 
     Args:
         name (`str`): a key of `TASK_GENERATORS`.
-        options (`TaskArguments`): its settings.
+        options ([`task_arguments`]): its settings.
         overrides: settings that win.
 
     Returns:
@@ -38,7 +48,7 @@ def make_task(name: str, options: TaskArguments, **overrides):
     return TASK_GENERATORS[name](**settings)
 
 
-def validation_settings(name: str, options: TaskArguments) -> dict:
+def validation_settings(name: str, options: Any) -> dict:
     """What makes generator `name` draw validation tasks: another split, where it has one and its settings allow it."""
     fields = [field.name for field in dataclasses.fields(TASK_GENERATORS[name])]
     whole = "held_out" in fields and not options.task_held_out

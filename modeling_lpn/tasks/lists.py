@@ -1,7 +1,12 @@
-"""Functions on lists of integers, after DeepCoder (Balog et al., 2017, arXiv 1611.01989), written as strings."""
+"""Functions on lists of integers, after DeepCoder (Balog et al., 2017, arXiv 1611.01989), written as strings.
+
+They compute what those of ExeDec (Shi et al., 2024) do: division rounds down, and a negative number of items to take or drop
+counts from the end, as in Python.
+"""
 
 import itertools
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -23,9 +28,9 @@ MAPS: dict[str, Callable[[int], int]] = {
     "*2": lambda x: x * 2,
     "*3": lambda x: x * 3,
     "*4": lambda x: x * 4,
-    "/2": lambda x: int(x / 2),
-    "/3": lambda x: int(x / 3),
-    "/4": lambda x: int(x / 4),
+    "/2": lambda x: x // 2,
+    "/3": lambda x: x // 3,
+    "/4": lambda x: x // 4,
     "*(-1)": lambda x: -x,
     "**2": lambda x: x * x,
 }
@@ -51,8 +56,8 @@ FUNCTIONS: dict[str, tuple[str, Callable[..., Value]]] = {
     "sum": ("l", sum),
     "reverse": ("l", lambda x: x[::-1]),
     "sort": ("l", sorted),
-    "take": ("il", lambda n, x: x[: max(n, 0)]),
-    "drop": ("il", lambda n, x: x[max(n, 0) :]),
+    "take": ("il", lambda n, x: x[:n]),
+    "drop": ("il", lambda n, x: x[n:]),
     "access": ("il", lambda n, x: x[n] if n >= 0 else x[len(x)]),
     "map": ("ml", lambda name, x: [MAPS[name](value) for value in x]),
     "filter": ("pl", lambda name, x: [value for value in x if PREDICATES[name](value)]),
@@ -78,9 +83,19 @@ def run_program(program: Program, inputs: Sequence[Value]) -> Value:
     """
     values = list(inputs)
     for name, *arguments in program:
-        function = FUNCTIONS[name][1]
-        values.append(function(*[values[x] if isinstance(x, int) else x for x in arguments]))
+        values.append(FUNCTIONS[name][1](*[x if isinstance(x, str) else values[x] for x in arguments]))
     return values[-1]
+
+
+def read_values(text: str) -> list[Value]:
+    """
+    The values of `[1 -3 2] 2`: `[[1, -3, 2], 2]`.
+
+    Raises:
+        `ValueError`: the text holds anything else.
+    """
+    found = re.findall(r"\[[-0-9 ]*\]|[^\s\[\]]+|[\[\]]", text)
+    return [list(map(int, item[1:-1].split())) if item[:1] == "[" and len(item) > 1 else int(item) for item in found]
 
 
 def write_value(value: Value) -> str:
@@ -122,8 +137,7 @@ class ListTask:
         require_integer("max_items", self.max_items, 1)
         require_integer("max_value", self.max_value, 5)
         self._min_size = smallest_size(self.split, self.max_size)
-        largest = self.max_value // 5
-        self._items = range(-largest, largest + 1)
+        self._largest = self.max_value // 5
         self.processor = StringProcessor(self.max_length, alphabet=ALPHABET, output_step=self.output_step)
 
     def sample(self, num_tasks: int, rng: np.random.Generator) -> dict[str, Any]:
@@ -141,18 +155,15 @@ class ListTask:
             if program is None or split_of(program, size) != self.split:
                 continue
             for _ in range(3):
-                drawn = [[self._draw_value(dice, kind) for kind in kinds] for _ in range(self.num_pairs)]
-                if not (outputs := self._outputs(program, drawn)):
-                    continue
-                inputs = [" ".join(map(write_value, values)) for values in drawn]
-                if outputs != inputs and max(map(len, inputs)) <= self.max_length:
-                    return program, inputs, outputs
+                if pairs := self._draw_pairs(dice, program, kinds):
+                    return program, *pairs
         raise AssertionError("unreachable")
 
     def _draw_value(self, dice: random.Random, kind: str) -> Value:
+        draw, largest = dice.random, self._largest
         if kind == "i":
-            return int(dice.random() * 4)
-        return dice.choices(self._items, k=1 + int(dice.random() * self.max_items))
+            return int(draw() * 4)
+        return [int(draw() * (2 * largest + 1)) - largest for _ in range(1 + int(draw() * self.max_items))]
 
     def _draw_program(self, dice: random.Random, kinds: str, size: int) -> Program | None:
         """A program whose statements each read the value before; `None` where it leaves an input unused."""
@@ -180,20 +191,24 @@ class ListTask:
         choices = TABLES.get(kind) or [place for place, type_ in enumerate(types) if type_ == kind]
         return choices[int(dice.random() * len(choices))] if choices else None
 
-    def _outputs(self, program: Program, drawn: list[list[Value]]) -> list[str]:
-        """Outputs of a program where they are defined, small and not all the same; else nothing."""
-        values: list[Value] = []
+    def _draw_pairs(self, dice: random.Random, program: Program, kinds: str) -> tuple[list[str], list[str]] | None:
+        """Inputs and outputs of a program; `None` as soon as one is undefined or large, if one is long, or all are the same."""
+        drawn, values, largest = [], [], self.max_value
         try:
-            for inputs in drawn:
-                value = run_program(program, inputs)
+            for _ in range(self.num_pairs):
+                given = [self._draw_value(dice, kind) for kind in kinds]
+                value = run_program(program, given)
                 items = value if isinstance(value, list) else [value]
-                if items and (max(items) > self.max_value or min(items) < -self.max_value):
-                    return []
+                if items and not -largest <= min(items) <= max(items) <= largest:
+                    return None
+                drawn.append(given)
                 values.append(value)
         except (IndexError, ValueError):
-            return []
-        outputs = list(map(write_value, values))
-        return outputs if len(set(outputs)) > 1 and max(map(len, outputs)) <= self.max_length else []
+            return None
+        inputs = [" ".join([write_value(value) for value in given]) for given in drawn]
+        outputs = [write_value(value) for value in values]
+        good = max(map(len, inputs + outputs)) <= self.max_length and outputs != inputs and len(set(outputs)) > 1
+        return (inputs, outputs) if good else None
 
 
-__all__ = ["ALPHABET", "FUNCTIONS", "ListTask", "run_program", "write_value"]
+__all__ = ["ALPHABET", "FUNCTIONS", "ListTask", "read_values", "run_program", "write_value"]

@@ -4,6 +4,7 @@ commits of this repository, with the same weights and tasks.
 
     python recipes/benchmarks/lpn.py --output results/benchmark_lpn.json
     python recipes/benchmarks/lpn.py --against af82e78 --shapes quickstart pattern --output outputs/against.json
+    python recipes/benchmarks/lpn.py --no-plain --blind-input --shapes quickstart --output outputs/blind_input.json
 
 Shapes: `quickstart` (4x4 grids); `pattern`, Table 13 on 10x10 grids; `re_arc_16` and `re_arc_30`, the model of re_arc_small.yaml
 on grids of that side, `re_arc_mixed` on sides from 3 to 16; `arc`, the 44.6M-parameter model of Table 16 on sides from 5 to 20.
@@ -11,7 +12,8 @@ on grids of that side, `re_arc_mixed` on sides from 3 to 16; `arc`, the 44.6M-pa
 Every figure is the median of alternating runs, in seconds of CPU time (of wall time on a GPU), so that other processes disturb it
 less; `spread` is the distance of the quartiles over the median. An earlier commit runs from a temporary worktree in a process of
 its own, a run at a time. `operators` counts what PyTorch dispatches, `flop/s` the matrix products, attention included, of the
-plain implementation's formulas over our time; `of ceiling` compares with a product of 1024 x 1024 matrices. The plain generation
+plain implementation's formulas over our time; `of ceiling` compares with a product of 1024 x 1024 matrices. `blind input` is the same
+model with `latent_visible_to_input: false`, another architecture, and its time over that of the published one. The plain generation
 at larger shapes would take minutes: a few of its identical forwards are timed and scaled up, which the table marks with a star.
 """
 
@@ -69,10 +71,12 @@ def draw_tasks(batch: int, num_pairs: int, sides: tuple[int, int], device: str) 
 class Workload:
     """The model and the tasks of a shape, the same for one seed in every process and at every commit."""
 
-    def __init__(self, name: str, device: str, dtype: torch.dtype, seed: int) -> None:
+    def __init__(self, name: str, device: str, dtype: torch.dtype, seed: int, **settings: bool) -> None:
         recipe, sides, self.pairs, train_batch, self.batch = {**SHAPES, **TINY}[name]
         torch.manual_seed(seed)
-        self.model = LPNModel(load_config(recipe)).to(device, dtype)
+        config = load_config(recipe)
+        config.update(settings)
+        self.model = LPNModel(config).to(device, dtype)
         self.train_tasks = draw_tasks(train_batch, self.pairs, sides, device)
         self.tasks = draw_tasks(self.batch, self.pairs, sides, device)
         self.latents = torch.randn(self.batch, 1, self.model.config.latent_dim, device=device, dtype=dtype)
@@ -196,13 +200,17 @@ def count_flops(run: Callable[[str], None], work: str) -> int:
 
 
 def rows_of(name: str, args: argparse.Namespace, others: dict[str, Callable[[str, str], float]], peak: float) -> list:
-    load, rows = Workload(name, args.device, getattr(torch, args.dtype), args.seed), []
+    settings = (name, args.device, getattr(torch, args.dtype), args.seed)
+    load, rows = Workload(*settings), []
+    blind = Workload(*settings, latent_visible_to_input=False) if args.blind_input else None
     plain, scale = load.plain()
     for work in WORKS:
         seconds: dict[str, list[float]] = {}
         for repeat in range(args.repeats + 1):
             runs = {"ours": measure(load.run, work, args.device)}
             runs |= {commit: ask(name, work) for commit, ask in others.items()}
+            if blind is not None:
+                runs["blind input"] = measure(blind.run, work, args.device)
             if args.plain and work in PLAIN_WORKS:
                 runs["plain"] = measure(plain, work, args.device) * (scale if work == "generation" else 1.0)
             for key, value in runs.items():
@@ -243,6 +251,7 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=[*SHAPES, *TINY])
     parser.add_argument("--against", nargs="+", default=[], metavar="COMMIT", help="earlier commits to compare with")
     parser.add_argument("--no-plain", dest="plain", action="store_false", help="leave out the plain implementation")
+    parser.add_argument("--blind-input", action="store_true", help="also time `latent_visible_to_input: false`")
     parser.add_argument("--repeats", type=int, default=5, help="alternating runs of each (median)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])

@@ -82,6 +82,7 @@ class NaiveLPN:
         split, length = 2 + in_real.shape[1], mask.shape[1]
         allowed = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
         allowed[: split + 1, : split + 1] = True
+        allowed[:split, split] = config.latent_visible_to_input
         no_cell = in_positions.new_full((batch, 1, 2), -1)
         positions = torch.cat([no_cell, no_cell, in_positions, no_cell, no_cell, no_cell, carried], 1)
         hidden = self._layers(

@@ -33,6 +33,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     CodeGenConfig,
     CodeGenForCausalLM,
+    ContinuousBatchingConfig,
     DynamicCache,
     GenerationConfig,
     StaticCache,
@@ -831,8 +832,11 @@ def test_continuous_batching_writes_what_generate_writes():
     wanted = [
         model.generate(torch.tensor([ids]), eos_token_id=None, **limit)[0, len(ids) :].tolist() for ids in prompts
     ]
-    settings = GenerationConfig(eos_token_id=-1, num_blocks=16, block_size=32, max_batch_tokens=64, **limit)
-    outputs = model.generate_batch(inputs=prompts, generation_config=settings, progress_bar=False)
+    settings = GenerationConfig(eos_token_id=-1, **limit)
+    room = ContinuousBatchingConfig(
+        page_size=32, num_blocks=16, max_batch_tokens=64
+    )  # else most of the memory there is
+    outputs = model.generate_batch(inputs=prompts, generation_config=settings, continuous_batching_config=room)
     assert [outputs[f"req_{row}"].generated_tokens for row in range(3)] == wanted
     with pytest.raises(TypeError, match="no argument `read_index`"):  # what only a paged cache gives a meaning
         model(token_ids(1, 4), read_index=[])

@@ -97,9 +97,8 @@ def test_the_command_writes_rows_manifest_and_card(tmp_path, script, capsys):
     write(tmp_path / "mine", {f"pkg/m{number:02}.py": code(number) for number in range(20)})
     command = [sys.executable, "datasets_scripts/build_code.py", "--sources", f"folder:{tmp_path / 'mine'}"]
     command += ["--license", "mit", "--decontaminate", "--output", str(tmp_path / "out")]  # with no problems
-    environment = {"PYTHONPATH": str(ROOT), "PATH": "", "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "7"}
-    options = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True, "timeout": 300}
-    result = subprocess.run(command, **options)
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "", "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     assert "| folder:mine | 20 | 1 |" in result.stdout and "Not decontaminated" in result.stderr
 
@@ -132,8 +131,7 @@ def test_the_command_writes_rows_manifest_and_card(tmp_path, script, capsys):
         script("build_code").main(command[2:])
     assert "has train.parquet already; give another folder, or --overwrite" in capsys.readouterr().err
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    environment["PYTHONHASHSEED"] = "8"
-    assert subprocess.run([*command, "--overwrite"], **options).returncode == 0
+    script("build_code").main([*command[2:], "--overwrite"])  # this process hashes strings in another way
     assert before == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
 
 
@@ -750,11 +748,8 @@ def test_no_flag_is_guessed_from_its_beginning(script):
     assert script.read_text().count("ArgumentParser(") == script.read_text().count("allow_abbrev=False") == 1
 
 
-def test_the_old_spelling_of_license_is_refused(tmp_path):
-    command = [sys.executable, "datasets_scripts/build_code.py", "--sources", "stdlib", "--licence", "mit"]
-    command += ["--output", str(tmp_path / "out")]
-    result = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
-    )
-    assert result.returncode == 2 and "unrecognized arguments: --licence mit" in result.stderr
+def test_the_old_spelling_of_license_is_refused(tmp_path, script, capsys):
+    with pytest.raises(SystemExit):
+        script("build_code").main(["--sources", "stdlib", "--licence", "mit", "--output", str(tmp_path / "out")])
+    assert "unrecognized arguments: --licence mit" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

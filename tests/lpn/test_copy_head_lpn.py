@@ -1,11 +1,11 @@
-"""The decoder's copy head: against loops, in cached decoding, beside batch mates, and what it is for."""
+"""The copy head and the cells before a cell: against loops, in cached decoding, beside batch mates, what they are for."""
 
-import numpy as np
 import pytest
 import torch
 
 from modeling_lpn import LPNConfig, LPNModel, StringProcessor
 from modeling_lpn.lpn.modeling_lpn import Scoring
+from modeling_lpn.lpn.plan_lpn import grouping_of
 from modeling_lpn.lpn.transformer_lpn import CopiedCells, GridPairs, LPNCopyHead
 
 
@@ -48,24 +48,49 @@ def test_against_loops():
     torch.testing.assert_close(logits, expected)
 
 
+def test_a_cell_carries_those_before_it_on_its_row():
+    model = make_model(num_previous_cells=2, max_rows=3)
+    colors, cols = torch.tensor([[5, 6, 7, 8, 9]]), torch.tensor([[0, 1, 2, 0, 1]])  # rows of three and of two cells
+    table, none, width = model.encoder.previous_embedding.weight, 96, 97
+    expected = [(none, none), (5, none), (6, 5), (none, none), (8, none)]
+    indices = model.encoder.previous_cells(colors, cols)
+    assert indices[0].tolist() == [[near, width + far] for near, far in expected]
+    positions = torch.stack([torch.tensor([[0, 0, 0, 1, 1]]), cols], -1)
+    added = model.encoder.embed_cells(colors, positions, 0, indices) - model.encoder.embed_cells(
+        colors, positions, 0, None
+    )
+    torch.testing.assert_close(
+        added[0], torch.stack([table[near] + table[width + far] for near, far in expected]), atol=1e-5, rtol=1e-5
+    )
+    with pytest.raises(Exception, match="validate_sizes"):
+        LPNConfig(num_previous_cells=-1)
+
+
 @pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"latent_visible_to_input": False}, {"num_previous_cells": 2, "max_rows": 3}],
+    ids=["", "blind_input", "previous_cells"],
+)
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_cached_decoding_writes_what_one_pass_scores_best(positions, attention):
-    model, batch = make_model(positions, attention), make_batch(["abc", "de", "fghij"])
+def test_cached_decoding_writes_what_one_pass_scores_best(positions, attention, settings):
+    model, batch = make_model(positions, attention, **settings), make_batch(["abc", "de", "fghij"])
     output = model.generate(**batch, num_steps=1)
+    extra = (0, 12 - batch["query_grids"].shape[-1], 0, settings.get("max_rows", 1) - 1)
     pairs = GridPairs(
-        torch.nn.functional.pad(batch["query_grids"][:, 0], (0, 12 - batch["query_grids"].shape[-1])),
+        torch.nn.functional.pad(batch["query_grids"][:, 0], extra),
         output.output_grids[:, 0, 0],
         batch["query_shapes"][:, 0],
         output.output_shapes[:, 0, 0],
     )
     sizes = torch.stack([pairs.input_shapes, pairs.output_shapes], 1).numpy()
-    for chunk in model._decoder_chunks(Scoring(pairs, sizes, np.arange(3)[:, None]), share=False):
+    for chunk in model._decoder_chunks(Scoring(pairs, grouping_of(sizes, torch.device("cpu"))), share=False):
         assert model._reproduces(output.latents[chunk.rows[:, 0], 0, :1], chunk).all()
 
 
-def test_batch_mates_change_nothing():
-    model, words = make_model(), ["abc", "de", "fghij"]
+@pytest.mark.parametrize("num_previous_cells", [0, 2])
+def test_batch_mates_change_nothing(num_previous_cells):
+    model, words = make_model(num_previous_cells=num_previous_cells), ["abc", "de", "fghij"]
     together = model.search(**{n: t for n, t in make_batch(words).items() if "query" not in n}, num_steps=2)
     for index, word in enumerate(words):
         alone = model.search(**{n: t for n, t in make_batch([word]).items() if "query" not in n}, num_steps=2)
@@ -106,3 +131,24 @@ def test_it_learns_to_copy():
             optimizer.step()
         losses[copies] = float(loss.detach())
     assert losses[True] < losses[False] - 1.0
+
+
+@pytest.mark.slow
+def test_the_cells_before_a_cell_help_to_go_on_copying():
+    """Eight characters from some place of the input, of eight letters: where to read next follows from the last two written."""
+    losses: dict[int, list] = {0: [], 2: []}
+    for count in (0, 2):
+        sizes = {"max_cols": 16, "encoder_num_layers": 1, "decoder_num_layers": 2, "rope_max_frequency": 16.0}
+        model = make_model(num_previous_cells=count, **sizes).train()
+        optimizer, generator = torch.optim.AdamW(model.parameters(), 3e-3), torch.Generator().manual_seed(0)
+        for _ in range(250):
+            inputs = torch.randint(1, 9, (32, 2, 1, 16), generator=generator)
+            places = torch.randint(0, 9, (32, 2, 1, 1), generator=generator) + torch.arange(8)
+            shapes = torch.tensor([1, 16]).expand(32, 2, 2), torch.tensor([1, 8]).expand(32, 2, 2)
+            loss = model(inputs, inputs.gather(3, places), *shapes).grid_loss
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses[count].append(float(loss.detach()))
+    assert losses[2][-1] < 0.8  # nats; what is left is mostly the first two characters
+    assert sum(losses[2][-100:]) / 100 < sum(losses[0][-100:]) / 100 - 0.1

@@ -2,8 +2,10 @@
 
 import logging
 
+import numpy as np
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from modeling_lpn import LPNConfig, LPNModel, SearchConfig
 from modeling_lpn.lpn.plan_lpn import GridPlan
@@ -18,6 +20,13 @@ VARIANTS = {
     "own_position": {"next_position_embeddings": False, "decoder_use_bias": True, "decoder_activation": "relu"},
     "uneven": {"encoder_num_layers": 3, "encoder_head_dim": 4, "decoder_num_layers": 1, "decoder_num_heads": 4},
     "no_encoder_layers": {"encoder_num_layers": 0, "decoder_num_layers": 3},
+    "blind_input": {"latent_visible_to_input": False, "decoder_num_layers": 3},
+    "blind_input_rotary": {
+        "latent_visible_to_input": False,
+        "encoder_position_embedding_type": "rotary",
+        "decoder_position_embedding_type": "rotary",
+    },
+    "blind_input_one_layer": {"latent_visible_to_input": False, "decoder_num_layers": 1, "decoder_use_bias": True},
 }
 
 
@@ -99,7 +108,7 @@ def test_what_the_latent_does_not_touch_is_shared_exactly(name, uniform, monkeyp
     results = []
     for can_share in (True, False):
         monkeypatch.setattr(type(model.decoder), "_can_share", lambda self, value=can_share: value)
-        chunks = model._decoder_chunks(model._demonstrations(*demonstrations, mask).own_tasks(), share=True)
+        chunks = model._decoder_chunks(model._demonstrations(*demonstrations, mask).scoring("of_task"), share=True)
         assert all((chunk.shared is not None) == can_share for chunk in chunks)
         with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
             value = model._evidence(latents, chunks)
@@ -142,7 +151,7 @@ def test_leave_one_out_embeds_a_pair_once_for_all_its_rows(search, num_pairs):
             alone = model._demonstrations(*(tensor[task : task + 1, kept] for tensor in demonstrations), None)
             latents = model._encode(alone, False, None).latents
             own = noise[task, pair, : search.num_samples].unsqueeze(0)
-            found = model._search(latents, alone.pair_mask, alone.own_tasks(), search, own)
+            found = model._search(latents, alone.pair_mask, alone.scoring("of_task"), search, own)
             assert close(programs[task, pair], found.latents[0, 0], 1e-4)
 
 
@@ -157,7 +166,7 @@ def test_a_search_keeps_no_graph_of_the_weights():
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         model.search(*demonstrations, num_steps=1)
     inner = model.config.decoder_stack.intermediate_size
-    chunks = model._decoder_chunks(model._demonstrations(*demonstrations, None).own_tasks(), share=True)
+    chunks = model._decoder_chunks(model._demonstrations(*demonstrations, None).scoring("of_task"), share=True)
     weights = {parameter.data_ptr() for parameter in model.parameters()}
     activations = [t for t in kept if t.dim() > 2 and t.shape[-1] == inner and t.data_ptr() not in weights]
     assert len(activations) == model.config.decoder_num_layers * len(chunks)
@@ -170,13 +179,14 @@ HOST_READS = ("item", "tolist", "nonzero", "__bool__", "__int__", "__float__", "
 @pytest.mark.parametrize(
     "uniform,planned,most", [(True, True, 0), (False, True, 0), (False, False, 3)], ids=["fixed", "mixed", "unplanned"]
 )
+@pytest.mark.parametrize("name", ["learned", "blind_input"])
 @pytest.mark.parametrize("search", [None, {"num_steps": 2}, {"method": "random", "num_samples": 3}, {"method": "all"}])
-def test_a_training_step_does_not_wait_for_the_device(search, uniform, planned, most, monkeypatch):
+def test_a_training_step_does_not_wait_for_the_device(search, uniform, planned, most, name, monkeypatch):
     """
     Reads of a tensor by the host, each of which waits on a GPU: none with a plan; without one the transfer of shapes and
     mask, and a look at the colours of either side.
     """
-    model, (demonstrations, _) = make_model().train(), make_tasks()
+    model, (demonstrations, _) = make_model(name).train(), make_tasks()
     if uniform:
         demonstrations = (*demonstrations[:2], torch.full((3, 4, 2), 5), torch.full((3, 4, 2), 4))
     mask = torch.ones(3, 4, dtype=torch.bool)
@@ -230,10 +240,10 @@ SEARCHES = {
 }
 
 
-@pytest.mark.parametrize("name", SEARCHES)
-def test_task_does_not_depend_on_batch_mates_or_padding(name):
+@pytest.mark.parametrize("name,kind", [*((name, "learned") for name in SEARCHES), ("gradient", "blind_input")])
+def test_task_does_not_depend_on_batch_mates_or_padding(name, kind):
     """Latents, search path, evaluations and output of a task alone, with fewer pairs than its batch mates."""
-    model, (demonstrations, queries) = make_model(), make_tasks(batch=4, num_pairs=5)
+    model, (demonstrations, queries) = make_model(kind), make_tasks(batch=4, num_pairs=5)
     mask = torch.ones(4, 5, dtype=torch.bool)
     mask[1, 3:] = mask[2, 1:] = mask[3, 4:] = False
 
@@ -337,8 +347,33 @@ def test_query_mask_and_chunks_leave_the_rest_alone():
     assert not part.output_grids[~mask].any()
 
 
-def eager_model(implementation="eager"):
-    model = make_model(encoder_head_dim=16, decoder_head_dim=16)
+@pytest.mark.parametrize("search", [{"num_steps": 3}, {"method": "random", "num_samples": 7}])
+def test_an_input_that_does_not_see_the_latent_is_computed_once(search, monkeypatch):
+    """For all steps, candidates and left-out rows: the layers are given the tokens of an input as often as there are pairs."""
+    given = {}
+
+    def count(layer, arguments, key):
+        batch, tokens, _ = arguments[0].shape
+        given[key] = given.get(key, 0) + batch * tokens
+
+    (demonstrations, _), counts = make_tasks(batch=1, num_pairs=3), {}
+    demonstrations = (*demonstrations[:2], torch.full((1, 3, 2), 5), torch.full((1, 3, 2), 4))
+    for visible in (True, False):
+        model = make_model(latent_visible_to_input=visible, decoder_num_layers=3)
+        given.clear()
+        for index, layer in enumerate(model.decoder.layers):
+            layer.register_forward_pre_hook(lambda layer, arguments, key=index: count(layer, arguments, key))
+        model(*demonstrations, search_config=search)
+        counts[visible] = dict(given)
+    # Three pairs with 27 tokens of the input and 18 of latent and output, two rows each. The first layer is shared anyway.
+    evaluations = 4 if "num_steps" in search else 8
+    assert counts[True] == {0: 3 * 45, 1: 3 * 45 * (1 + 2 * evaluations), 2: 3 * 45 * (1 + 2 * evaluations)}
+    once = 2 * 3 * 27  # in the search and, with gradients of the weights, in the loss
+    assert counts[False] == {0: once + 3 * 18, 1: once + 3 * 18 * (1 + 2 * evaluations), 2: counts[False][1]}
+
+
+def eager_model(implementation="eager", **settings):
+    model = make_model(encoder_head_dim=16, decoder_head_dim=16, **settings)
     model.set_attn_implementation(implementation)
     return model
 
@@ -360,9 +395,12 @@ def test_flex_attention_encodes_on_cpu():
         pytest.param("flex_attention", "cuda", marks=pytest.mark.gpu),
     ],
 )
-def test_attention_implementations_agree(implementation, device):
+@pytest.mark.parametrize("visible", [True, False])
+def test_attention_implementations_agree(visible, implementation, device):
     demonstrations, queries = ([tensor.to(device) for tensor in tensors] for tensors in make_tasks())
-    reference, model = eager_model().to(device), eager_model(implementation).to(device)
+    reference, model = (
+        eager_model(name, latent_visible_to_input=visible).to(device) for name in ("eager", implementation)
+    )
     search = SearchConfig(method="random", num_samples=3)
     assert close(model(*demonstrations).loss, reference(*demonstrations).loss)
     outputs = [
@@ -373,16 +411,17 @@ def test_attention_implementations_agree(implementation, device):
     assert torch.equal(outputs[0].output_grids, outputs[1].output_grids)
 
 
-def test_second_order_gradient_agrees_between_implementations_and_refuses_flex():
+@pytest.mark.parametrize("visible", [True, False])
+def test_second_order_gradient_agrees_between_implementations_and_refuses_flex(visible):
     demonstrations, _ = make_tasks()
     search, noise = SearchConfig(num_steps=2, second_order=True, lr=0.5), torch.randn(3, 4, 8)
     gradients = []
     for implementation in ("eager", "sdpa"):
-        model = make_model()
+        model = make_model(latent_visible_to_input=visible)
         model.set_attn_implementation(implementation)
         model(*demonstrations, search_config=search, sample_latents=True, latent_noise=noise).loss.backward()
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
-    first_order = make_model()
+    first_order = make_model(latent_visible_to_input=visible)
     search = SearchConfig(num_steps=2, lr=0.5)
     first_order(*demonstrations, search_config=search, sample_latents=True, latent_noise=noise).loss.backward()
     assert close(*gradients, 1e-4)
@@ -447,6 +486,60 @@ def test_compiled_layers_give_the_same_loss_gradients_and_grids():
     assert close(*gradients, 1e-4) and torch.equal(*grids)
     model(*demonstrations, search_config=SearchConfig(num_steps=1, second_order=True)).loss.backward()
     assert set(model.state_dict()) == set(make_model("rotary").state_dict())
+
+
+@pytest.mark.parametrize(
+    "backend,search,variant",
+    [
+        ("aot_eager", {"num_steps": 1}, "uneven"),
+        pytest.param("inductor", {"method": "mean"}, "learned", marks=pytest.mark.slow),
+        pytest.param("inductor", {"num_steps": 2}, "blind_input_rotary", marks=pytest.mark.slow),
+    ],
+)
+def test_a_planned_training_step_compiles_as_a_whole(backend, search, variant):
+    """Without a break in the graph, search included; once for all batches of the same plan, and again for another."""
+    torch.compiler.reset()
+    settings = {"encoder_num_layers": 0} if backend == "aot_eager" else {}
+    model, search = make_model(variant, **settings).train(), SearchConfig(**search)
+    counter = CompileCounterWithBackend(backend)
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    shapes = [torch.full((2, 3, 2), size) for size in (5, 4)]
+    for batch, (mask, frames) in enumerate(((None, 1), (None, 1), (torch.arange(3) < 2, 2))):
+        (inputs, outputs, *_), _ = make_tasks(batch=2, num_pairs=3, seed=batch)
+        if backend == "aot_eager" and frames > 1:
+            break  # a minute of compiling would tell no more than the plan's key does
+        mask = torch.ones(2, 3, dtype=torch.bool) if mask is None else mask.expand(2, 3)
+        noise = torch.randn(2, 3, search.num_samples, 8)
+        results = []
+        for called in (model, compiled):
+            plan = GridPlan(*(tensor.numpy() for tensor in (*shapes, mask)), num_colors=10)
+            model.zero_grad()
+            loss = called(
+                inputs,
+                outputs,
+                *shapes,
+                mask,
+                search_config=search,
+                sample_latents=False,
+                search_noise=noise,
+                plan=plan,
+            ).loss
+            loss.backward()
+            results.append((loss, torch.cat([p.grad.flatten() for p in model.parameters()])))
+        assert close(results[0][0], results[1][0]) and close(results[0][1], results[1][1], 1e-4)
+        assert counter.frame_count == frames
+
+
+def test_a_plan_is_known_by_its_content():
+    """Compiled steps are kept by this key."""
+    shapes, mask = np.full((2, 3, 2), 4), np.ones((2, 3), dtype=bool)
+    plan = GridPlan(shapes, shapes, mask)
+    assert GridPlan(shapes.copy(), shapes[::-1], mask.copy(), num_colors=7).key == plan.key
+    other = shapes.copy()
+    other[1, 2, 0] = 3
+    changed = [(other, shapes, mask), (shapes, other, mask), (shapes, shapes, np.eye(2, 3) > 0)]
+    changed.append((shapes.reshape(3, 2, 2), shapes.reshape(3, 2, 2), mask.reshape(3, 2)))
+    assert len({plan.key, *(GridPlan(*parts).key for parts in changed)}) == 5
 
 
 def test_wrong_arguments_are_explained():
@@ -600,9 +693,10 @@ def test_input_embeddings_are_the_colours_of_the_encoder():
     assert model.get_input_embeddings() is table is model.encoder.color_embedding
 
 
-@pytest.mark.parametrize("config_says", [True, False])
-def test_hidden_states_and_tuples(config_says):
-    model, (demonstrations, _) = make_model(encoder_num_layers=3), make_tasks()
+@pytest.mark.parametrize("config_says,visible", [(True, True), (False, True), (False, False)])
+def test_hidden_states_and_tuples(config_says, visible):
+    model = make_model(encoder_num_layers=3, latent_visible_to_input=visible)
+    demonstrations, _ = make_tasks()
     plain = model(*demonstrations)
     assert plain.encoder_hidden_states is None and plain.decoder_hidden_states is None
     asked = {} if config_says else {"output_hidden_states": True}
@@ -613,6 +707,13 @@ def test_hidden_states_and_tuples(config_says):
     longest = int(demonstrations[2].prod(-1).max() + demonstrations[3].prod(-1).max())
     assert [states.shape for states in encoder] == [(3, 4, 5 + longest, width)] * 3 + [(3, 4, 1, width)]
     assert len(decoder) == 3 and decoder[0].shape[:2] == decoder[2].shape[:2] == (3, 4)
+    prefix, after = 2 + int(demonstrations[2].prod(-1).max()), 2 + int(demonstrations[3].prod(-1).max())
+    assert [states.shape[2] for states in decoder] == [prefix + after, prefix + after, after]
+    logits = model.decoder.row_head(model.decoder.row_norm(decoder[-1][:, :, 0]))
+    assert close(
+        torch.nn.functional.cross_entropy(logits.flatten(0, 1), demonstrations[3][..., 0].flatten() - 1),
+        output.row_loss,
+    )
     # The last states are what the heads read: the latent of a pair follows from that of its first token.
     read = model.encoder.norm(encoder[-1][:, :, 0])
     assert close(model.encoder.mean_proj(read), output.latent_mean)

@@ -6,14 +6,12 @@ A few cases are in tests/reference/lpn; LPN_REFERENCE=<folder of cases> runs all
 
 import json
 import os
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from cases_recipes import call, flags, load_recipe
 from safetensors.torch import load_file
 from transformers import AutoModel
 
@@ -50,8 +48,8 @@ class Case:
         pairs, shapes = self["in/pairs"].long(), self["in/grid_shapes"].long()
         self.demonstrations = (pairs[..., 0], pairs[..., 1], shapes[..., 0], shapes[..., 1])
         demonstrations = self.model._demonstrations(*self.demonstrations, None)
-        pairs, _, plan = demonstrations
-        self.each_itself = Scoring(pairs, plan.sizes, np.arange(len(plan.sizes))[:, None])
+        pairs, _, plan, _ = demonstrations
+        self.each_itself = Scoring(pairs, plan.grouping("own", pairs.input_grids.device))
         if "in/test_input" in self.arrays:
             self.queries = self["in/test_input"].long()[:, None], self["in/test_input_shape"].long()[:, None]
 
@@ -212,7 +210,7 @@ def run_search(case, prefix, latents, noise=None, search=None):
     else:
         demonstrations = case.demonstrations
     demonstrations = case.model._demonstrations(*demonstrations, None)
-    return case.model._search(latents, demonstrations.pair_mask, demonstrations.own_tasks(), search, noise)
+    return case.model._search(latents, demonstrations.pair_mask, demonstrations.scoring("of_task"), search, noise)
 
 
 def compare_search(case, prefix, found):
@@ -332,22 +330,15 @@ def test_training_trajectory(run):
         assert float((parameter - expected[name]).abs().max()) < 2e-3, name
 
 
-def run_converter(folder, output_dir):
-    command = [sys.executable, "recipes/convert_lpn_checkpoint.py", "--checkpoint", folder, "--output_dir", output_dir]
-    root = Path(__file__).parents[2]
-    environment = os.environ | {"PYTHONPATH": str(root)}
-    return subprocess.run(list(map(str, command)), cwd=root, capture_output=True, text=True, env=environment)
-
-
-def test_converter_writes_a_folder_that_loads(tmp_path):
-    case = load_case("tiny")
-    result = run_converter(REFERENCE / "tiny", tmp_path / "model")
-    assert result.returncode == 0, result.stderr
+def test_converter_writes_a_folder_that_loads(tmp_path, monkeypatch, capsys):
+    case, convert = load_case("tiny"), load_recipe("convert_lpn_checkpoint")
+    call(convert, monkeypatch, *flags({"checkpoint": REFERENCE / "tiny", "output_dir": tmp_path / "model"}))
     loaded = AutoModel.from_pretrained(tmp_path / "model")
     for name, tensor in case.model.state_dict().items():
         assert torch.equal(tensor, loaded.state_dict()[name])
-    result = run_converter(tmp_path, tmp_path / "other")
-    assert result.returncode == 2 and "has no state.msgpack" in result.stderr
+    with pytest.raises(SystemExit):
+        call(convert, monkeypatch, *flags({"checkpoint": tmp_path, "output_dir": tmp_path / "other"}))
+    assert "has no state.msgpack" in capsys.readouterr().err
 
 
 def test_checkpoints_that_do_not_fit_are_explained(tmp_path):

@@ -140,6 +140,29 @@ def evaluate_in_child(given):
     evaluate.main()
 
 
+def test_files_that_are_trained_on_are_flagged_refused_or_left_out(folder, tmp_path, monkeypatch, capsys):
+    trained_on = [{"path": "copy.py", "text": ROWS[0]["text"].replace("\n", "\n\n") + " "}]
+    write(tmp_path / "train.jsonl", trained_on)
+    settings = {"model_name_or_path": folder / "model", "benchmarks": ["loss"], "num_threads": 1, "overwrite": "true"}
+    settings |= {"validation_files": folder / "validation.parquet", "output_dir": tmp_path / "out"}
+
+    def record(**more):
+        call(evaluate, monkeypatch, *flags(settings, **more))
+        result = json.loads((tmp_path / "out" / "results.json").read_text())
+        return result["leaks"], result["results"]["loss"]["scores"]["num_files"]
+
+    leaks, num_files = record()
+    assert leaks["files"] == {} and "there is no record of the training" in leaks["not_compared"]
+    leaks, same = record(training_files=tmp_path / "train.jsonl")
+    assert leaks["files"] == {ROWS[0]["path"]: "copy.py"} and same == num_files
+    assert (
+        f"1 of {len(ROWS)} files occur in the training data: {ROWS[0]['path']} as copy.py" in capsys.readouterr().out
+    )
+    assert record(training_files=tmp_path / "train.jsonl", leaks="leave_out")[1] == num_files - 1
+    with pytest.raises(ValueError, match="as copy.py ...; evaluate on others"):
+        record(training_files=tmp_path / "train.jsonl", leaks="refuse")
+
+
 def test_two_processes_agree(folder, evaluated):
     debug_launcher(evaluate_in_child, (arguments(folder, output_dir=folder / "two"),), num_processes=2)
     compare(folder, evaluated, "two")

@@ -9,13 +9,14 @@ import time
 import pytest
 import torch
 from cases_recipes import ROOT, call, command, flags, launch, load_recipe, weights
+from cases_tasks import make_pairs
 from transformers import AutoModel, AutoProcessor
 
 from modeling_lpn import LPNConfig, LPNModel, PatternTask, SearchConfig, TaskStream
 from modeling_lpn.arguments import given, parse_recipe
 from modeling_lpn.hub import assemble, verify
 from modeling_lpn.tasks.arc import save_tasks
-from modeling_lpn.tasks.arguments import make_task
+from modeling_lpn.tasks.arguments import make_task, task_arguments
 from modeling_lpn.tasks.metrics import validate_submission
 from modeling_lpn.tasks.stream import tasks_from_stream
 
@@ -98,12 +99,18 @@ def test_a_killed_and_resumed_run_ends_with_the_same_weights(trained, tmp_path, 
     for path in tmp_path.iterdir():
         if path.name != "checkpoint-10":
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+    state = json.loads((tmp_path / "checkpoint-10" / "trainer_state.json").read_text())
+    assert state["stateful_callbacks"]["TimeBudget"]["attributes"]["earlier"] > 0
+    state["stateful_callbacks"]["TimeBudget"]["attributes"]["earlier"] = 3600.0  # as if it had taken an hour
+    (tmp_path / "checkpoint-10" / "trainer_state.json").write_text(json.dumps(state))
     with pytest.raises(ValueError, match="the last: checkpoint-10.*--resume_from_checkpoint auto"):
         call(train, monkeypatch, *arguments)
     call(train, monkeypatch, *arguments, "--resume_from_checkpoint", "auto")
     expected, resumed = weights(trained), weights(tmp_path)
     assert set(expected) == set(resumed)
     assert all(torch.equal(expected[name], resumed[name]) for name in expected)
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert 3600 < record["seconds"] < 3600 + 120 and record["metrics"]["train_runtime"] < 120
     assert any(not torch.equal(expected[name], weights(tmp_path / "checkpoint-10")[name]) for name in expected)
 
 
@@ -241,6 +248,25 @@ def test_tasks_of_the_training_data_are_flagged_or_refused(trained, tmp_path, mo
     assert leaks["tasks"] == {} and "drawn by the generator 'pattern'" in leaks["not_compared"]
 
 
+def test_evaluation_tasks_that_are_trained_on_are_named_before_training(tmp_path, monkeypatch, capsys):
+    path = make_pairs(tmp_path / "pairs.parquet", num_tasks=2, rows_per_task=3)
+    (seen := tmp_path / "seen").mkdir()
+    trained_on = {"input": [[1], [1]], "output": [[9, 9]]}  # the first row of task1
+    for name, pair in (("other", trained_on), ("new", {"input": [[1, 1]], "output": [[9], [9]]})):
+        (seen / f"{name}.json").write_text(json.dumps({"train": [pair], "test": [{"input": [[7]], "output": [[7]]}]}))
+    settings = {name: value for name, value in TINY.items() if not name.startswith("task")}
+    settings |= {"task": "pairs", "task_path": path, "task_num_pairs": 2, "max_steps": 1, "eval_steps": 1}
+    settings |= {"eval_strategy": "steps", "eval_tasks": seen, "save_strategy": "no", "output_dir": tmp_path / "out"}
+    with pytest.raises(ValueError, match="1 of 2 tasks occur in the training data: other as task1"):
+        call(train, monkeypatch, *flags(settings, leaks="refuse"))
+    with pytest.raises(ValueError, match="`leaks` is 'no'; give flag or refuse"):
+        call(train, monkeypatch, *flags(settings, leaks="no"))
+    call(train, monkeypatch, *flags(settings))
+    assert "1 of 2 tasks occur in the training data: other as task1" in capsys.readouterr().out
+    leaks = json.loads((tmp_path / "out" / "run.json").read_text())["leaks"]
+    assert list(leaks["tasks"]) == ["other"] and leaks["not_compared"] is None
+
+
 def test_training_continues_from_a_model_with_other_settings(trained, tmp_path, monkeypatch):
     start = {"model_name_or_path": trained, "num_threads": 1, "disable_tqdm": "true", "max_steps": 1}
     start |= {name: TINY[name] for name in ("task_num_rows", "task_num_cols", "task_pattern_size")}
@@ -280,20 +306,12 @@ def test_two_processes_resume_exactly(tmp_path):
 def test_every_recipe_is_understood(path, tmp_path):
     if path.stem.endswith("_eval"):
         args, task_args, search = parse_recipe(
-            [evaluate.EvaluationArguments, evaluate.TaskArguments, evaluate.SearchArguments], [str(path)]
+            [evaluate.EvaluationArguments, task_arguments(), evaluate.SearchArguments], [str(path)]
         )
         make_task(args.tasks, task_args)
     else:
-        names = [
-            "RunArguments",
-            "ModelArguments",
-            "TaskArguments",
-            "TrainSearchArguments",
-            "SearchArguments",
-            "LPNTrainingArguments",
-        ]
         run, model_args, task_args, train_search, search, args = parse_recipe(
-            [getattr(train, name) for name in names], [str(path), "--output_dir", str(tmp_path)]
+            train.argument_types(), [str(path), "--output_dir", str(tmp_path)]
         )
         LPNConfig(**given(model_args))
         SearchConfig(**given(train_search, "train_search_"))
@@ -313,16 +331,7 @@ def test_every_recipe_is_understood(path, tmp_path):
 )
 def test_recipes_of_the_paper_build_models_of_its_size(name, parameters):
     """Counts from the hyperparameter tables; with rotary positions `arc` has no position tables (2 x 2 x 30 x 512)."""
-    names = (
-        "RunArguments",
-        "ModelArguments",
-        "TaskArguments",
-        "TrainSearchArguments",
-        "SearchArguments",
-        "LPNTrainingArguments",
-    )
-    types = [getattr(train, type_name) for type_name in names]
-    model_args = parse_recipe(types, [str(ROOT / "recipes" / "lpn" / f"{name}.yaml")])[1]
+    model_args = parse_recipe(train.argument_types(), [str(ROOT / "recipes" / "lpn" / f"{name}.yaml")])[1]
     with torch.device("meta"):
         model = LPNModel(LPNConfig(**given(model_args)))
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
@@ -386,17 +395,23 @@ def test_strings_from_training_to_scores(tmp_path, monkeypatch, capsys):
     settings = {name: TINY_STRINGS[name] for name in ("task_max_length", "task_max_size", "num_threads")}
     settings |= {"num_tasks": 4, "num_examples": [1, 3], "budgets": [0, 1], "seconds": 0.02, "num_ambiguity_tasks": 1}
     settings |= {"calibrate": "true", "num_calibration_tasks": 4, "tasks": ["string", str(source)]}
+    settings |= {"searches": ["method=mean", "method=random,std=0.5", "num_samples=2", "rank_by=leave_one_out"]}
+    settings["search_evaluations"] = 12
     strings = load_recipe("evaluate_strings")
     call(strings, monkeypatch, *flags(settings, model_name_or_path=model, output_dir=tmp_path / "out"))
     generated, read = (json.loads((tmp_path / "out" / f"{name}.json").read_text()) for name in ("string", "some"))
     by_number = generated["results_by_num_examples"]
     assert [len(by_number[count]) for count in ("1", "3")] == [2, 2] and generated["results"] == by_number["3"]
+    compared = generated["results_by_search"]
+    assert [row["num_evaluations"] for row in compared.values()] == [1, 12, 12, 12]
+    assert compared["num_samples=2"]["search"]["num_steps"] == 12 and compared["num_samples=2"]["budget"] == 12
+    assert (tmp_path / "out" / "string.png").is_file()
     assert generated["arguments"]["tasks"] == "string" and 0 <= generated["ambiguity"]["share_ambiguous"] <= 1
     assert set(generated["baselines"]) == {"enumeration", "enumeration_seconds", "nearest_pair"}
     assert read["num_tasks"] == 2 and list(read["errors"]) == ["some_0"]
     assemble(model, tmp_path / "card", [tmp_path / "out" / "string.json"], license="apache-2.0")
     verify(tmp_path / "card")
-    assert (tmp_path / "card" / "calibration.json").is_file() and "`string`, 4 tasks" in (
+    assert (tmp_path / "card" / "calibration.json").is_file() and "num_examples 3), 4 tasks" in (
         tmp_path / "card" / "README.md"
     ).read_text()
     assert json.loads((model / "calibration.json").read_text()) == generated["calibration"]
@@ -405,6 +420,9 @@ def test_strings_from_training_to_scores(tmp_path, monkeypatch, capsys):
         call(evaluate, monkeypatch, "--model_name_or_path", model, "--output_dir", tmp_path / "other")
     with pytest.raises(ValueError, match="string.json"):
         call(strings, monkeypatch, *flags(settings, model_name_or_path=model, output_dir=tmp_path / "out"))
+    with pytest.raises(ValueError, match="'std' is no setting; write name=value"):
+        wrong = {**settings, "searches": ["method=random,std"], "output_dir": tmp_path / "new"}
+        call(strings, monkeypatch, *flags(wrong, model_name_or_path=model))
     with pytest.raises(ValueError, match="generator 'sequence' has no strings"):
         call(
             strings,
@@ -418,3 +436,22 @@ def test_strings_from_training_to_scores(tmp_path, monkeypatch, capsys):
         )
     with pytest.raises(ValueError, match="`max_cols` is 20, but task 'string' has grids with 16; set `max_cols: 16`"):
         call(train, monkeypatch, *flags({**TINY_STRINGS, "max_cols": 20}, output_dir=tmp_path / "wrong"))
+
+
+def test_variants_of_strings_get_the_same_time(tmp_path, monkeypatch, capsys):
+    names = ("task_max_length", "task_max_size", "vocab_size", "max_rows", "max_cols", "copy_inputs")
+    recipe = {name: TINY_STRINGS[name] for name in names} | {"per_device_train_batch_size": 4, "learning_rate": "1e-3"}
+    file = tmp_path / "recipe.yaml"
+    file.write_text("\n".join(f"{name}: {value}" for name, value in recipe.items()))
+    settings = {"output": tmp_path / "out.json", "seconds": 0.5, "num_tasks": 3}
+    ablation = load_recipe("benchmarks/strings")
+    variants = ["--variant", "", "--variant", "num_previous_cells=2 learning_rate=2e-3"]
+    for more in ([], ["--variant", "copy_inputs=false"]):
+        call(ablation, monkeypatch, str(file), *flags(settings), *variants, *more)
+    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert [row["variant"] for row in rows] == ["", "num_previous_cells=2 learning_rate=2e-3", "copy_inputs=false"]
+    assert all(row["steps"] > 0 and row["validation"]["loss"] > 0 for row in rows)
+    assert rows[2]["num_parameters"] < rows[0]["num_parameters"] < rows[1]["num_parameters"]
+    assert capsys.readouterr().out.count("variant") == 3  # those that were there did not run again
+    with pytest.raises(ValueError, match="sets 'learning_rat', which nothing reads"):
+        call(ablation, monkeypatch, str(file), *flags(settings), "--variant", "learning_rat=1")

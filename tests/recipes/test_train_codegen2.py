@@ -91,6 +91,7 @@ def test_a_run_logs_objectives_targets_speed_and_sources(trained, data):
     assert abs(code - more) < 200 and 0.8 * 12 * 4 * 64 < code + more <= 12 * 4 * 64
     record = json.loads((trained / "run.json").read_text())
     assert record["num_parameters"] == model.num_parameters() and record["arguments"]["preset"] == "codegen2"
+    assert record["leaks"]["files"] == {} and len(record["leaks"]["compared_with"]) == 2 and record["seconds"] > 0
     assert {"eval_loss", "eval_infill_exact_match", "eval_infill_eom_rate"} <= set(record["evaluation"])
 
 
@@ -286,6 +287,9 @@ def test_mistakes_are_named(data, tmp_path, monkeypatch):
         call(monkeypatch, *settings_of(data, tmp_path, infill_format="starcoder"))
     with pytest.raises(ValueError, match="but the preset 'causal' masks no spans"):
         call(monkeypatch, *settings_of(data, tmp_path, preset="causal", horizon_weight=0.1))
+    more = data / "more" / "train.parquet"
+    with pytest.raises(ValueError, match=r"10 of 10 files occur in the training data: 30.py as 30.py"):
+        call(monkeypatch, *settings_of(data, tmp_path, validation_files=more, leaks="refuse"))
     assert not tmp_path.joinpath("model.safetensors").exists()
 
 

@@ -1,6 +1,7 @@
 """Task generators: what each promises, and the distribution of the official ones."""
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
+from modeling_lpn.arguments import parse_recipe
+from modeling_lpn.tasks.arguments import make_task, task_arguments
 from modeling_lpn.tasks.generators import TASK_GENERATORS, PatternTask
 
 
@@ -110,3 +113,13 @@ def test_every_generator_keeps_the_contract(name, pairs_path, seed, num_tasks):
         )
         assert not grids[~inside].any()
     assert "task_id" not in batch or len(batch["task_id"]) == num_tasks
+
+
+def test_a_generator_registered_later_has_flags(monkeypatch):
+    @dataclass(frozen=True)
+    class Later:
+        depth: int = 3
+
+    monkeypatch.setitem(TASK_GENERATORS, "later", Later)
+    (parsed,) = parse_recipe([task_arguments()], ["--task_depth", "5"])
+    assert make_task("later", parsed) == Later(5)

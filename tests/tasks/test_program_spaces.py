@@ -90,11 +90,19 @@ def test_every_kind_of_data_gives_tasks(kind):
     [
         ((("take", 1, 0),), ([4, 5, 6], 2), [4, 5]),
         ((("drop", 1, 0), ("sum", 2)), ([4, 5, 6], 1), 11),
-        ((("map", "/2", 0),), ([-3, 3],), [-1, 1]),
+        ((("map", "/2", 0),), ([-3, 3],), [-2, 1]),
         ((("filter", "odd", 0), ("count", "<0", 1)), ([-3, 2, -1, 5],), 2),
         ((("scan", "+", 0),), ([1, 2, 3],), [1, 3, 6]),
         ((("zip", "*", 0, 1), ("sort", 2), ("last", 3)), ([1, 2, 3], [5, -1]), 5),
         ((("access", 1, 0),), ([7, 8], 1), 8),
+        # Programs and results of ExeDec's DeepCoder test set (github.com/google-deepmind/exedec, Apache-2.0).
+        ((("map", "/3", 1), ("map", "*4", 2)), ([3, 7, 1, 4], [-3, -1]), [-4, -4]),
+        ((("map", "/4", 0), ("sum", 1), ("drop", 2, 1)), ([-9, -2, 9],), [-1, 2]),
+        (
+            (("map", "/3", 0), ("zip", "-", 0, 2), ("reverse", 2), ("zip", "-", 3, 4)),
+            ([3, 7, 1, 4], [-3, -1]),
+            [1, 5, -1, 2],
+        ),
     ],
 )
 def test_list_programs(program, inputs, value):
