@@ -130,7 +130,7 @@ class Programs:
         return json.dumps(read_json_task(text, self.pipelines[name].processor))
 
     def search(self, name: str, text: str, method: str, num_steps: int, rank_by: str, session: str):
-        """Yields message, curve, program, answers, number of the last step, map and state while a search runs."""
+        """Yields status, curve, program, answers, number of the last step, map and state while a search runs."""
         model, processor = self.parts(name)
         task = read_json_task(text, processor)
         stop = self.stops[session] = threading.Event()
@@ -141,7 +141,9 @@ class Programs:
                 del self.stops[session]
 
     def _frames(self, name: str, task: dict, settings: SearchConfig, stop: threading.Event):
-        shown, wait = 0.0, FRAME
+        # Answers and map of the search before go; [`draw`] brings the new map.
+        yield status_html("Searching"), gr.skip(), gr.skip(), "", gr.skip(), None, gr.skip()
+        shown, wait, problem = 0.0, FRAME, ""
         for trace in watch_search(*self.parts(name), task, settings, stop):
             if trace.ended or time.monotonic() - shown < wait:
                 continue
@@ -152,19 +154,25 @@ class Programs:
             yield describe_trace(trace), pictures.curve_svg(trace.curve()), program, *[gr.skip()] * 4
         if settings.rank_by == "leave_one_out" and trace.ended == "finished":
             yield status_html("Searching without each pair, to rank the programs"), *[gr.skip()] * 6
-            rank_by_leave_one_out(*self.parts(name), task, settings, trace)
+            try:
+                rank_by_leave_one_out(*self.parts(name), task, settings, trace)
+            except ValueError as error:  # what was found is shown, ranked by fit
+                problem = pictures.problem_html(error)
         steps, last = [trace.best_of_step(step) for step in range(len(trace.steps))], len(trace.steps) - 1
         state = {"name": name, "task": task, "steps": steps, "a": steps[0][0], "b": trace.ranked()[0][0, 0]}
         yield (
             describe_trace(trace),
             pictures.curve_svg(trace.curve()),
             self.show(name, task, *steps[-1], f"step {last}"),
-            self.answers(name, task, trace),
+            problem + self.answers(name, task, trace),
             gr.update(maximum=max(1, last), value=last, interactive=last > 0),
             gr.skip(),
             state,
         )
-        yield *[gr.skip()] * 5, self.map(name, task, steps), gr.skip()
+
+    def draw(self, state: dict | None) -> str | None:
+        """The map of the task that was searched, of which drawing takes longer than many a search."""
+        return self.map(state["name"], state["task"], state["steps"]) if state else None
 
     def stop(self, session: str) -> None:
         if event := self.stops.get(session):
@@ -418,16 +426,18 @@ def connect_task(programs: Programs, task, search, walk, state) -> None:
 
 def connect_search(programs: Programs, task, search, walk, state) -> None:
     def run(name: str, text: str, how: str, budget: float, rank_by: str, request: gr.Request):
+        status = gr.skip()  # a task that cannot be searched leaves what is there
         try:
             for frame in programs.search(name, text, how, budget, rank_by, request.session_hash):
                 yield "", *frame
+                status = status_html("Ended without an answer", "failed")
         except (ValueError, TypeError) as error:
-            yield pictures.problem_html(error), *[gr.skip()] * 7
+            yield pictures.problem_html(error), status, *[gr.skip()] * 6
 
     def end(request: gr.Request):
         programs.stop(request.session_hash)
 
-    search.start.click(
+    ended = search.start.click(
         run,
         [task.model, task.editor, search.method, search.steps, search.rank_by],
         [task.message, search.status, search.curve, search.program, search.answers, walk.step, walk.plane, state],
@@ -435,6 +445,8 @@ def connect_search(programs: Programs, task, search, walk, state) -> None:
         concurrency_id="search",
         concurrency_limit=PARALLEL,
     )
+    # Apart from the search, whose button would do nothing while the map is drawn.
+    ended.then(programs.draw, state, walk.plane, trigger_mode="always_last", **LOOKS)
     search.stop.click(end, None, None, queue=False)
 
 
