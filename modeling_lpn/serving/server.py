@@ -109,6 +109,7 @@ class InfillServer:
     ):
         self.model, self.tokenizer, self.name, self.limits = model, tokenizer, name, limits or Limits()
         self.infiller = Infiller(model, tokenizer, infill_format)
+        self.infiller.encode("x")  # the first call takes off a saved truncation, which threads must not do at once
         self.stops = frozenset(stop_ids(model, tokenizer))
         self.batcher = Batcher(model, self.limits.max_batch_size, self.limits.max_waiting)
         self.created = int(time.time())
