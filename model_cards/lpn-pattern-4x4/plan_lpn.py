@@ -158,7 +158,11 @@ class Grouping(NamedTuple):
 
 
 def grouping_of(
-    sizes: np.ndarray, device: torch.device, rows: np.ndarray | None = None, as_one: bool = False
+    sizes: np.ndarray,
+    device: torch.device,
+    rows: np.ndarray | None = None,
+    as_one: bool = False,
+    written: bool = False,
 ) -> Grouping:
     """
     Groups pairs of similar length and with as many rows.
@@ -170,11 +174,14 @@ def grouping_of(
         rows (`np.ndarray` of shape `(pairs, most rows)`, *optional*):
             The rows of latents that each pair is decoded with, -1 behind the last; pair `k` with row `k` by default.
         as_one (`bool`): Puts all together, so that a token stands at the same place in every pair.
+        written (`bool`): They are written cell by cell, so that a group costs as much as thousands of tokens anywhere.
     """
     rows = np.arange(len(sizes))[:, None] if rows is None else rows
     overhead, max_tokens = (256, 2**13) if device.type == "cpu" else (2**14, 2**18)
     if as_one:
         overhead = max_tokens = 2**62
+    if written:
+        overhead = max_tokens
     counts = (rows >= 0).sum(1)
     found = group_pairs(sizes, overhead, max_tokens, counts)
     groups = []

@@ -913,7 +913,7 @@ class LPNModel(LPNPreTrainedModel):
         """Greedy outputs of `latents[k]` on `inputs[k]`: grids `(queries, max_rows, max_cols)`, shapes `(queries, 2)`."""
         sizes = np.repeat(shapes.cpu().numpy()[:, None], 2, 1)
         sizes[:, 1] = 1  # how large an output will be is not known
-        grouping = grouping_of(sizes, shapes.device)
+        grouping = grouping_of(sizes, shapes.device, written=True)
         with torch.compiler.set_stance("force_eager"):  # every step of a cache has another shape
             parts = [
                 self.decoder.generate(latents[own], inputs[own], shapes[own], extent)

@@ -31,7 +31,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from .configuration_lpn import LPNConfig, LPNStackConfig
 
 
-Rotary = tuple[torch.Tensor, torch.Tensor] | None  # cosine and sine, each `(batch or 1, length, head_dim / 2)`
+Rotary = tuple[torch.Tensor, torch.Tensor] | None  # see `LPNStack.rotary`; each `(batch or 1, length, head_dim)`
 
 
 class AttentionSegment(NamedTuple):
@@ -170,26 +170,46 @@ class DecoderLayout(NamedTuple):
 
 
 class LPNCache:
-    """Keys and values of a decoder while it writes grids: preallocated, so that a step copies only its own token."""
+    """
+    Keys and values of a decoder while it writes grids, one `(batch, heads, capacity, head_dim)` for each layer: preallocated, so
+    that a step copies only its own token. `mask` `(batch, 1, 1, capacity)` is added to scores (`None`: nothing is padding).
+    """
 
-    def __init__(self, keys: list[torch.Tensor], values: list[torch.Tensor]) -> None:
-        # One (2, batch, heads, capacity, head_dim) for each layer.
-        self.states = [torch.stack(both) for both in zip(keys, values, strict=True)]
-        self.length = keys[0].shape[2]
+    def __init__(self, memory: PrefixMemory, mask: torch.Tensor | None) -> None:
+        self.keys, self.values, self.length = list(memory.keys), list(memory.values), memory.keys[0].shape[2]
+        self.mask = None
+        if mask is not None:
+            lowest = torch.finfo(memory.keys[0].dtype).min
+            self.mask = torch.zeros_like(mask, dtype=memory.keys[0].dtype).masked_fill(~mask, lowest)[:, None, None]
+
+    def reserve(self, extra: int, order: torch.Tensor | None = None) -> None:
+        """Makes room for `extra` tokens, and puts the sequences in another order."""
+        for states in (self.keys, self.values):
+            states[:] = [self._grow(tensor, extra, order, 2) for tensor in states]
+        if self.mask is not None:
+            self.mask = self._grow(self.mask, extra, order, 3)
+
+    def _grow(self, tensor: torch.Tensor, extra: int, order: torch.Tensor | None, dim: int) -> torch.Tensor:
+        kept = tensor.narrow(dim, 0, self.length)
+        shape = list(tensor.shape)
+        shape[dim] = extra
+        return torch.cat([kept if order is None else kept[order], tensor.new_zeros(shape)], dim)
+
+    def keep(self, batch: int) -> None:
+        """Goes on with the first sequences."""
+        self.keys, self.values = ([tensor[:batch] for tensor in states] for states in (self.keys, self.values))
+        self.mask = None if self.mask is None else self.mask[:batch]
 
     def update(self, key: torch.Tensor, value: torch.Tensor, layer_idx: int) -> tuple[torch.Tensor, torch.Tensor]:
-        batch, _, steps, _ = key.shape
-        self.states[layer_idx][0, :batch, :, self.length : self.length + steps] = key
-        self.states[layer_idx][1, :batch, :, self.length : self.length + steps] = value
-        key, value = self.states[layer_idx][:, : key.shape[0], :, : self.length + key.shape[2]]
-        return key, value
+        """Writes those of one token `(batch, heads, 1, head_dim)`; gives all up to it."""
+        keys, values = self.keys[layer_idx], self.values[layer_idx]
+        keys.narrow(2, self.length, 1).copy_(key)
+        values.narrow(2, self.length, 1).copy_(value)
+        return keys.narrow(2, 0, self.length + 1), values.narrow(2, 0, self.length + 1)
 
-    def grow(self, order: torch.Tensor, extra: int) -> None:
-        """Reorders the sequences and makes room for `extra` tokens."""
-        for index, states in enumerate(self.states):
-            grown = states.new_zeros(*states.shape[:3], self.length + extra, states.shape[-1])
-            grown[..., : self.length, :] = states[:, order, :, : self.length]
-            self.states[index] = grown
+    def seen(self) -> torch.Tensor | None:
+        """Mask of the token that is written now."""
+        return None if self.mask is None else self.mask.narrow(3, 0, self.length + 1)
 
 
 def eager_attention_forward(
@@ -213,9 +233,8 @@ def eager_attention_forward(
 
 def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Turns channel `i` with channel `i + head_dim / 2` of `(batch, heads, length, head_dim)`."""
-    first, second = states.chunk(2, -1)
-    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(states.dtype)
+    swapped = states.roll(states.shape[-1] // 2, -1)
+    return (states * cos.unsqueeze(1) + swapped * sin.unsqueeze(1)).to(states.dtype)
 
 
 def attention_implementation(config: LPNConfig, cached: bool) -> str:
@@ -259,7 +278,12 @@ class LPNAttention(nn.Module):
         rotary: Rotary = None,
         cache: LPNCache | PrefixMemory | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Attention of the queries, and the keys and values of the tokens; `cache` has those of tokens before them."""
+        """
+        Attention of the queries, and the keys and values of the tokens; `cache` has those of tokens before them. With an
+        [`LPNCache`] it is one token of each sequence `(batch, width)`, without segments.
+        """
+        if isinstance(cache, LPNCache):
+            return self._decode(hidden_states, rotary, cache)
         start, end = segments[0].start, segments[-1].end
         query = self.heads(self.q_proj(hidden_states[:, start:end]))
         key, value = self.heads(self.k_proj(hidden_states)), self.heads(self.v_proj(hidden_states))
@@ -284,6 +308,22 @@ class LPNAttention(nn.Module):
             for part, segment in zip(queries, segments, strict=True)
         ]
         return self.o_proj(outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)), key, value
+
+    def _decode(
+        self, hidden_states: torch.Tensor, rotary: Rotary, cache: LPNCache
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        query, key, value = (
+            projection(hidden_states).view(len(hidden_states), -1, 1, self.head_dim)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        if rotary is not None:
+            query, key = rotate(torch.cat([query, key], 1), *rotary).chunk(2, 1)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(
+            attention_implementation(self.config, cached=True), eager_attention_forward
+        )
+        keys, values = cache.update(key, value, self.layer_idx)
+        attended, _ = attend(self, query, keys, values, cache.seen(), scaling=self.scaling, dropout=0.0)
+        return self.o_proj(attended.reshape(hidden_states.shape)), key, value
 
     def heads(self, states: torch.Tensor) -> torch.Tensor:
         """`(..., tokens, width)` -> `(..., heads, tokens, head_dim)`."""
@@ -382,8 +422,9 @@ class LPNLayer(GradientCheckpointingLayer):
         cache: LPNCache | PrefixMemory | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         attended, key, value = self.attention(self.attention_norm(hidden_states), segments, rotary, cache)
-        asked = hidden_states[:, segments[0].start : segments[-1].end]
-        return self._mlp(asked + self._drop(attended)), key, value
+        if segments:
+            hidden_states = hidden_states[:, segments[0].start : segments[-1].end]
+        return self._mlp(hidden_states + self._drop(attended)), key, value
 
     def share(
         self,
@@ -532,9 +573,9 @@ class LPNStack(nn.Module):
 
     def rotary(self, positions: torch.Tensor) -> Rotary:
         """
-        Cosine and sine `(batch, length, head_dim / 2)` of 2-D rotary embedding: half of the angles turn with the row,
-        half with the column, at `head_dim / 4` frequencies from 1 to `rope_max_frequency / 2` half-turns over a grid
-        side that spans -1 to 1. Tokens that are no cell (position -1) are not turned.
+        Cosine and sine of 2-D rotary embedding, as [`rotate`] takes them: half of the angles turn with the row, half with the
+        column, at `head_dim / 4` frequencies from 1 to `rope_max_frequency / 2` half-turns over a grid side that spans -1
+        to 1. Tokens that are no cell (position -1) are not turned.
         """
         if self.stack.position_embedding_type != "rotary":
             return None
@@ -545,7 +586,8 @@ class LPNStack(nn.Module):
         place = 2 * positions / (sizes - 1).clamp(min=1) - 1
         place = torch.where(positions < 0, 0.0, place)
         angles = (place.unsqueeze(-1) * frequencies).flatten(-2)  # (batch, length, head_dim / 2)
-        return angles.cos(), angles.sin()
+        cos, sin = angles.cos(), angles.sin()
+        return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
 
     def segment(
         self,
@@ -897,82 +939,89 @@ class LPNDecoder(LPNStack):
         """
         prefix = self.embed_prefix(input_grids, input_shapes, extent)
         context = self.latent_proj(latents.to(self.latent_proj.weight.dtype)).unsqueeze(1).to(prefix.embeds.dtype)
-        no_cell = prefix.positions.new_full((len(context), 1, 2), -1)
-        mask = None if prefix.mask is None else F.pad(prefix.mask, (0, 1), value=True)
         if self.config.latent_visible_to_input:
+            mask = None if prefix.mask is None else F.pad(prefix.mask, (0, 1), value=True)
             embeds, positions = torch.cat([prefix.embeds, context], 1), F.pad(prefix.positions, (0, 0, 0, 1), value=-1)
             prefix = GridTokens(embeds, mask, positions, prefix.copied)
         memory = self.remember(prefix, cached=True)
-        cache = LPNCache(memory.keys, memory.values)
-        cache.grow(torch.arange(len(context), device=context.device), 3)
-        hidden_states = memory.last
+        cache = LPNCache(memory, prefix.mask)
+        cache.reserve(3)
+        hidden_states = memory.last[:, 0]
         if not self.config.latent_visible_to_input:
-            hidden_states = self._step(context, no_cell, mask, cache)
-        rows = self.row_head(self.row_norm(hidden_states[:, -1])).argmax(-1)
+            hidden_states = self._step(context[:, 0], None, cache)
+        rows = self.row_head(self.row_norm(hidden_states)).argmax(-1)
         side = self._side(rows, 1)
-        hidden_states = self._step((self.row_count_embedding(rows) + side).unsqueeze(1), no_cell, mask, cache)
-        cols = self.col_head(self.col_norm(hidden_states[:, -1])).argmax(-1)
-        hidden_states = self._step((self.col_count_embedding(cols) + side).unsqueeze(1), no_cell, mask, cache)
+        hidden_states = self._step(self.row_count_embedding(rows) + side, None, cache)
+        cols = self.col_head(self.col_norm(hidden_states)).argmax(-1)
+        hidden_states = self._step(self.col_count_embedding(cols) + side, None, cache)
         shapes = torch.stack([rows + 1, cols + 1], -1)
-        return self._write_cells(hidden_states, shapes, mask, cache, prefix.copied, memory.copy_keys), shapes
+        return self._write_cells(hidden_states, shapes, cache, prefix.copied, memory.copy_keys), shapes
 
-    def _step(
-        self, embeds: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None, cache: LPNCache
-    ) -> torch.Tensor:
-        """One output token of each of the first sequences in the cache: embeds `(batch, 1, width)`."""
-        batch, end = embeds.shape[0], cache.length + 1
-        if mask is not None:
-            mask = F.pad(mask[:batch], (0, end - mask.shape[1]), value=True)[:, None, None]
-            if self.config._attn_implementation == "eager":
-                mask = torch.where(mask, 0.0, torch.finfo(embeds.dtype).min).to(embeds.dtype)
-        hidden_states, rotary = embeds, self.rotary(positions)
-        segment = AttentionSegment(0, 1, end, mask, attention_implementation(self.config, cached=True))
+    def _step(self, hidden_states: torch.Tensor, rotary: Rotary, cache: LPNCache) -> torch.Tensor:
+        """One more token of each sequence in the cache: embeds `(batch, width)` -> hidden states."""
         for layer in self.layers:
-            hidden_states, *_ = layer(hidden_states, [segment], rotary, cache)
-        cache.length = end
+            hidden_states, *_ = layer(hidden_states, [], rotary, cache)
+        cache.length += 1
         return hidden_states
 
     def _write_cells(
         self,
         hidden_states: torch.Tensor,
         shapes: torch.Tensor,
-        mask: torch.Tensor | None,
         cache: LPNCache,
         copied: CopiedCells | None,
         keys: torch.Tensor | None,
     ) -> torch.Tensor:
         """Cell by cell; the largest grids come first, so that the unfinished ones are always a slice of the batch."""
         sizes, order = shapes.prod(-1).sort(descending=True, stable=True)
-        hidden_states, num_cols = hidden_states[order], shapes[order, 1]
-        mask = None if mask is None else mask[order]
+        hidden_states, num_cols, longest = hidden_states[order], shapes[order, 1], int(sizes[0])
         if copied is not None:
             copied, keys = copied.take(order), keys[order]
-        position = shapes.new_full((len(order), 1, 2), -1)
-        cells = torch.zeros(len(order), int(sizes[0]), dtype=torch.long, device=shapes.device)
-        cache.grow(order, int(sizes[0]))
-        unfinished = (sizes.unsqueeze(1) > torch.arange(int(sizes[0]), device=sizes.device)).sum(0).tolist()
-        for step, active in enumerate(unfinished):
-            logits = self.grid_head(self.grid_norm(hidden_states[:active, -1])).float()
+        cache.reserve(longest, order)
+        steps = torch.arange(longest, device=shapes.device).unsqueeze(1)
+        places = torch.stack([steps // num_cols, steps % num_cols], -1)  # (steps, batch, 2)
+        carried = self.carried_positions(places, num_cols)
+        places, carried = (cell[..., 0] * self.config.max_cols + cell[..., 1] for cell in (places, carried))
+        colors_of, positions_of, rotary_of = self._cell_tables(shapes)
+        cells, rotary = torch.zeros_like(places), None
+        unfinished = [*(sizes > steps).sum(1).tolist(), 0]
+        for step, (active, following) in enumerate(zip(unfinished, unfinished[1:], strict=False)):
+            logits = self.grid_head(self.grid_norm(hidden_states)).float()
             if copied is not None:
-                rotary, now = self.rotary(position[:active]), slice(active)
-                logits = logits + self.copy_head(hidden_states[now], rotary, keys[now], copied.take(now))[:, -1]
+                now = slice(active)
+                logits = logits + self.copy_head(hidden_states.unsqueeze(1), rotary, keys[now], copied.take(now))[:, 0]
             colors = logits.argmax(-1)
-            cells[:active, step] = colors
-            active = unfinished[step + 1] if step + 1 < len(unfinished) else 0
-            if active:
-                width = num_cols[:active]
-                position = torch.stack([step // width, step % width], -1).unsqueeze(1)
-                near = slice(max(0, step - self.config.num_previous_cells), step + 1)
-                previous = self.previous_cells(cells[:active, near], position[..., 1])
-                position = self.carried_positions(position, width.unsqueeze(1))
-                embeds = self.embed_cells(
-                    colors[:active].unsqueeze(1), position, 1, None if previous is None else previous[:, -1:]
-                )
-                hidden_states = self._step(embeds, position, mask, cache)
+            cells[step, :active] = colors
+            if not following:
+                break
+            if following < active:
+                cache.keep(following)
+            place = carried[step, :following]
+            embeds = F.embedding(colors[:following], colors_of)
+            if positions_of is not None:
+                embeds = embeds + F.embedding(place, positions_of)
+            if self.config.num_previous_cells:
+                near = cells[max(0, step - self.config.num_previous_cells) : step + 1, :following].t()
+                previous = self.previous_cells(near, (step % num_cols[:following]).unsqueeze(1))[:, -1]
+                embeds = embeds + self.previous_embedding(previous).sum(-2)
+            if rotary_of is not None:
+                rotary = F.embedding(place, rotary_of[0]).unsqueeze(1), F.embedding(place, rotary_of[1]).unsqueeze(1)
+            hidden_states = self._step(embeds, rotary, cache)
         grids = cells.new_zeros(len(order), self.config.max_rows * self.config.max_cols)
-        index = torch.arange(cells.shape[1], device=cells.device)
-        target = (index // num_cols.unsqueeze(1)) * self.config.max_cols + index % num_cols.unsqueeze(1)
-        real = index < sizes.unsqueeze(1)
-        grids.scatter_add_(1, torch.where(real, target, 0), torch.where(real, cells, 0))
+        real = steps < sizes
+        grids.scatter_add_(1, torch.where(real, places, 0).t(), torch.where(real, cells, 0).t())
         unsorted = torch.empty_like(grids).index_copy_(0, order, grids)
         return unsorted.view(-1, self.config.max_rows, self.config.max_cols)
+
+    def _cell_tables(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, Rotary]:
+        """
+        Embeddings of the colours of an output cell `(colours, width)` and of its position `(cells, width)`, and the rotary
+        tables of positions `(cells, head_dim)`: what a token of a cell is made of, computed once.
+        """
+        rows, cols = (torch.arange(size, device=like.device) for size in (self.config.max_rows, self.config.max_cols))
+        positions = torch.cartesian_prod(rows, cols).view(1, -1, 2)
+        colors = self.color_embedding(torch.arange(self.config.vocab_size, device=like.device)) + self._side(like, 1)
+        rotary = self.rotary(positions)
+        if rotary is not None:
+            return colors, None, (rotary[0][0], rotary[1][0])
+        return colors, self.position_embedding(positions)[0], None
