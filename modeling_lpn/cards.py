@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import json
 from collections import Counter
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -214,13 +215,23 @@ class Evaluation:
         found = self.record.get("leaks")
         if not found:
             return ""
+        kind = "tasks" if "tasks" in found else "files"
         if not found["compared_with"]:
-            return f"Not checked for tasks of the training data: {found['not_compared']}."
+            return f"Not checked for {kind} of the training data: {found['not_compared']}."
         sources = ", ".join(f"`{source}`" for source in found["compared_with"])
-        count = len(found["tasks"])
-        if not count:
-            return f"No evaluation task occurs in the training data ({sources}; compared by content)."
-        return f"**{count} of these tasks occur in the training data** ({sources}; compared by content): {', '.join(sorted(found['tasks']))}."
+        if not found[kind]:
+            return f"None of these {kind} occurs in the training data ({sources}; compared by content)."
+        what = f"{len(found[kind])} of these {kind} occur in the training data"
+        if self.record["arguments"].get("leaks") == "leave_out":
+            return f"{what} ({sources}; compared by content) and were left out: {_some(found[kind])}."
+        return f"**{what}** ({sources}; compared by content): {_some(found[kind])}."
+
+
+def _some(names: Iterable[str]) -> str:
+    """The first names, and how many more there are."""
+    names = sorted(names)
+    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+    return f"{', '.join(names[:20])}{more}"
 
 
 def read_evaluations(folder: Path) -> list[Evaluation]:
@@ -244,7 +255,13 @@ def _read_evaluation(path: Path, folder: Path) -> Evaluation:
     try:
         if isinstance(record["results"], list):
             rows, source, settings = record["results"], record["arguments"]["tasks"], record["arguments"]
-            settings = {**settings, "split": settings.get("split") if _short(source) == source else None}
+            generated, examples = _short(source) == source, settings.get("num_examples") or [None]
+            # `results` are those with the last number of examples.
+            settings = {
+                **settings,
+                "split": settings.get("split") if generated else None,
+                "num_examples": examples[-1],
+            }
             last, budget = rows[-1]["scores"], rows[-1]["budget"]
             scores = [Score(source, name, last[name], _setting(settings), budget) for name in _SCORES if last]
         else:
@@ -266,11 +283,7 @@ def _setting(settings: dict) -> str:
     """What was measured, in words, as far as a score depends on it."""
     found = {name: settings.get(name) for name in _SETTINGS}
     found = {name: value for name, value in found.items() if value not in (None, False)}
-    return ", ".join(name if value is True else f"{name} {_words(value)}" for name, value in found.items())
-
-
-def _words(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return ", ".join(name if value is True else f"{name} {value}" for name, value in found.items())
 
 
 def _short(source: str) -> str:
@@ -323,7 +336,7 @@ def render_card(folder: str | Path, repo_id: str) -> str:
     facts, evaluations = CardFacts.read(folder), read_evaluations(folder)
     run = read_file(folder / "run.json") if (folder / "run.json").is_file() else {}
     config, adapter = _read_config(folder), (folder / "adapter_config.json").is_file()
-    family, strings = config.get("model_type", "codegen2"), _is_of_strings(folder)
+    family, strings = config.get("model_type", "codegen2"), is_of_strings(folder)
     base_model = facts.base_model or config.get("base_model_name_or_path")
     pipelines = list(config.get("custom_pipelines") or {})
     values = {
@@ -368,8 +381,8 @@ def _read_config(folder: Path) -> dict:
     raise ValueError(f"{folder} has no config.json; give the folder that `save_pretrained` or the trainer wrote")
 
 
-def _is_of_strings(folder: Path) -> bool:
-    """Whether the processor is one of strings, which names their characters."""
+def is_of_strings(folder: Path) -> bool:
+    """Whether a model is one of strings: its processor names their characters."""
     path = folder / "processor_config.json"
     return path.is_file() and "alphabet" in read_file(path)
 
@@ -474,4 +487,4 @@ def _training(run: dict) -> str:
     return "\n".join(lines + (["", f"Evaluated at the end of training: {', '.join(shown)}."] if shown else []))
 
 
-__all__ = ["CardFacts", "count_parameters", "eval_results_files", "read_evaluations", "render_card"]
+__all__ = ["CardFacts", "count_parameters", "eval_results_files", "is_of_strings", "read_evaluations", "render_card"]

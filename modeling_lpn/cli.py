@@ -189,7 +189,10 @@ def describe_result(task: dict, result: dict) -> str:
         for attempt, (grid, score) in enumerate(zip(grids, result["scores"][number], strict=True), 1):
             verdict = "" if pair.get("output") is None else f", {'right' if grid == pair['output'] else 'wrong'}"
             lines.append(f"test input {number}, attempt {attempt} (score {score:.3f}{verdict})")
-            lines += ["  " + " ".join(map(str, row)) for row in grid]
+            if grid in grids[: attempt - 1]:
+                lines[-1] += ": the same again, no other output was found"
+            else:
+                lines += ["  " + " ".join(map(str, row)) for row in grid]
     return "\n".join(lines)
 
 

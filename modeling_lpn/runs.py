@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -142,6 +142,31 @@ def refuse_existing(path: str | os.PathLike, overwrite: bool) -> None:
         raise ValueError(
             f"{path} is there already, from an earlier run; choose another --output_dir, or replace it with --overwrite"
         )
+
+
+def report_leaks(found: Mapping[str, str], total: int, kind: str, policy: str, policies=("flag", "refuse")) -> None:
+    """
+    Says what of an evaluation occurs in the training data.
+
+    Args:
+        found (`dict[str, str]`): names of the evaluation, and what they are called in the training data.
+        total (`int`): how many were compared.
+        kind (`str`): what they are: tasks, files.
+        policy (`str`): the flag `leaks` of a recipe, one of `policies`.
+
+    Raises:
+        ValueError: the policy is unknown, or it is refuse and something was found.
+    """
+    if policy not in policies:
+        raise ValueError(f"`leaks` is {policy!r}; give {' or '.join(policies)}")
+    if not found:
+        return
+    name, trained = next(iter(found.items()))
+    text = f"{len(found)} of {total} {kind} occur in the training data: {name} as {trained}"
+    if policy == "refuse":
+        raise ValueError(f"{text} ...; evaluate on others, or give --leaks flag")
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{text} ...; all are named under `leaks` in what is written")
 
 
 def load_pretrained(load: Callable, name: str, **settings):

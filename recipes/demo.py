@@ -4,12 +4,13 @@
     python recipes/demo.py outputs/quickstart --port 8000
 
 It is `modeling-lpn demo` with a default for its models: the folders in `model_cards/`, in this repository or beside this
-file. As a Space: this file, `recipes/space/README.md` and `recipes/space/requirements.txt` at its root, and the folders.
+file, without those of strings, which the demo does not draw. As a Space: this file, `recipes/space/README.md` and `recipes/space/requirements.txt` at its root, and the folders.
 """
 
 import sys
 from pathlib import Path
 
+from modeling_lpn.cards import is_of_strings
 from modeling_lpn.cli import build_parser
 from modeling_lpn.runs import run_recipe
 
@@ -20,7 +21,7 @@ HERE = Path(__file__).resolve().parent
 def released_models() -> list[str]:
     """The folders of the checkpoints that come with this file."""
     configs = [path for place in (HERE, HERE.parent) for path in sorted(place.glob("model_cards/*/config.json"))]
-    return [str(path.parent) for path in configs]
+    return [str(path.parent) for path in configs if not is_of_strings(path.parent)]
 
 
 def serve() -> None:

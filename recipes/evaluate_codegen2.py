@@ -5,7 +5,8 @@
     python recipes/evaluate_codegen2.py --check canonical --benchmarks humaneval --allow_code_execution true
 
 Flags win over a YAML file that may come first. Benchmarks run programs that the model wrote: read the docstring of
-`modeling_lpn/sandbox/execution.py` first. `results.json` has the scores and how they were made; a stopped run goes on.
+`modeling_lpn/sandbox/execution.py` first. `results.json` has the scores and how they were made. It is written when all is done: the
+command of a run that was stopped goes on from the samples and spans that are in the output folder.
 """
 
 import dataclasses
@@ -17,16 +18,26 @@ from accelerate import Accelerator
 
 from modeling_lpn.arguments import option, parse_recipe
 from modeling_lpn.code.benchmarks import BENCHMARKS, INFILL_BENCHMARKS, load_benchmark, load_infill_cases
-from modeling_lpn.code.corpora import load_corpus
+from modeling_lpn.code.corpora import find_shared_files, load_corpus, split_source
 from modeling_lpn.code.evaluation import causal_loss, evaluate_infilling, make_infill_cases
+from modeling_lpn.code.metrics import score_intervals
 from modeling_lpn.code.sampling import CHECKS, SamplingConfig, check_benchmark, evaluate_benchmark
 from modeling_lpn.code.trainer import load_code_model, load_code_tokenizer
 from modeling_lpn.cpu import speed_up_on_cpu
-from modeling_lpn.runs import end_together, refuse_existing, run_recipe, stay_on_cpu, use_cpu_cores, write_results
+from modeling_lpn.runs import (
+    end_together,
+    refuse_existing,
+    report_leaks,
+    run_recipe,
+    stay_on_cpu,
+    use_cpu_cores,
+    write_results,
+)
 from modeling_lpn.sandbox.execution import require_code_execution, resolve_isolation
 
 
-KNOWN = ("infill:tokens", "infill:line", "loss", *INFILL_BENCHMARKS, *BENCHMARKS)
+HELD_OUT = ("infill:tokens", "infill:line", "loss")
+KNOWN = (*HELD_OUT, *INFILL_BENCHMARKS, *BENCHMARKS)
 
 
 @dataclasses.dataclass
@@ -40,6 +51,10 @@ class EvaluationArguments:
     santacoder_fim_path: str | None = option(None, "File or Hub name, as bigcode/santacoder-fim-task.")
     safim_path: str | None = option(None, "File of one part of SAFIM, or Hub name.")
     validation_files: list[str] = option([], "Sources (text, path) the model has not seen; for infill and loss.")
+    training_files: list[str] | None = option(
+        None, "Sources the model was trained on; by default those that run.json of the model names."
+    )
+    leaks: str = option("flag", "Held-out files that occur in the training data: flag, refuse, leave_out.")
     num_tasks: int | None = option(None, "Only the first so many tasks of a benchmark, and files of the loss.")
     num_cases: int = option(500, "Spans of each kind for infill.")
     max_span_tokens: int = option(8, "Longest span of infill:tokens.")
@@ -63,7 +78,7 @@ class EvaluationArguments:
     seed: int = option(0, "Seed of samples and spans.")
     dtype: str = option("float32", "float32, bfloat16 or auto.")
     overwrite: bool = option(
-        False, "Replace the results of an earlier evaluation in output_dir; samples that fit are kept."
+        False, "Replace the results of an earlier evaluation in output_dir; samples and spans that fit are kept."
     )
     use_cpu: bool = option(False, "Stay on the CPU where there is an accelerator.")
     num_threads: int | None = option(None, "CPU threads of a process; all cores if not given.")
@@ -101,6 +116,30 @@ def read(name, args) -> list:
     return [row for source in args.validation_files for row in load_corpus(source)]
 
 
+def check_leaks(args, data) -> dict | None:
+    """Which held-out files the model was trained on, by content; `None` where no such files are used."""
+    held_out = [rows for name, rows in data.items() if name in HELD_OUT]
+    policies = ("flag", "refuse", "leave_out")
+    if not held_out:
+        report_leaks({}, 0, "files", args.leaks, policies)
+        return None
+    sources, record = args.training_files, Path(args.model_name_or_path, "run.json")
+    if sources is None and record.is_file():
+        sources = json.loads(record.read_text()).get("arguments", {}).get("train_files")
+    reason = "there is no record of the training; name its sources with --training_files"
+    if args.training_files is None and sources is not None:
+        missing = [source for source in sources if not Path(split_source(source)[1]).exists()]
+        if missing:
+            reason = f"{missing[0]}, which run.json names, is not here; say where it is with --training_files"
+        sources = None if missing else sources
+    found = find_shared_files(held_out[0], sources or [])
+    report_leaks(found, len(held_out[0]), "files", args.leaks, policies)
+    if args.leaks == "leave_out":
+        for rows in held_out:
+            rows[:] = [row for row in rows if row["path"] not in found]
+    return {"compared_with": sources or [], "not_compared": None if sources else reason, "files": found}
+
+
 def score_benchmark(name, args, tasks, model, tokenizer) -> dict:
     options = {name: getattr(args, name) for name in ("isolation", "timeout", "allow_code_execution")}
     record = {**options, "num_tasks": len(tasks), "whitespace_policy": "strip" if args.strip_prompt else "as it is"}
@@ -124,24 +163,24 @@ def score_files(name, args, rows, model, tokenizer) -> dict:
         cases = make_infill_cases(rows, args.num_cases, tokenizer=tokenizer, **chosen)
     how = {"infill_format": args.infill_format, "left_to_right": args.left_to_right}
     how["max_new_tokens"] = args.infill_max_new_tokens
-    scores, spans = evaluate_infilling(model, tokenizer, cases, batch_size=args.batch_size, **how)
-    return {"scores": scores, **chosen, **how, "stop_rule": "end of span or text", "spans": spans}
+    path = f"{args.output_dir}/spans_{name.replace(':', '_')}.jsonl"
+    scores, _ = evaluate_infilling(model, tokenizer, cases, batch_size=args.batch_size, keep_in=path, **how)
+    intervals = score_intervals({key: scores[key] for key in scores if key != "num_cases"}, len(cases))
+    how |= {"intervals_95": intervals, "stop_rule": "end of span or text"}
+    return {"scores": scores, **chosen, **how}
 
 
-def write(name, results, args, model) -> None:
-    (folder := Path(args.output_dir)).mkdir(parents=True, exist_ok=True)
-    if spans := results[name].pop("spans", None):
-        lines = "".join(json.dumps(span) + "\n" for span in spans)
-        (folder / f"spans_{name.replace(':', '_')}.jsonl").write_text(lines)
-    record = {"num_parameters": None if model is None else model.num_parameters()}
-    write_results(folder / "results.json", args.seed, arguments=vars(args), results=results, **record)
-    print(name, json.dumps(results[name]["scores"]))
+def describe(result: dict) -> str:
+    text = json.dumps(result["scores"])
+    bounds = {name: f"{low:.4f} to {high:.4f}" for name, (low, high) in result.get("intervals_95", {}).items()}
+    return f"{text}, 95 %: {', '.join(f'{name} {both}' for name, both in bounds.items())}" if bounds else text
 
 
 def main():
     (args,) = parse_recipe([EvaluationArguments])
     refuse_existing(Path(args.output_dir, "results.json"), args.overwrite)
     data = {name: read(name, args) for name in plan(args)}
+    leaks = check_leaks(args, data)
     accelerator = Accelerator(cpu=stay_on_cpu(args.use_cpu))
     if accelerator.device.type == "cpu":
         use_cpu_cores(args.num_threads)
@@ -155,7 +194,12 @@ def main():
         score = score_benchmark if name in BENCHMARKS else score_files
         results[name] = {**score(name, args, rows, model, tokenizer), "seconds": time.perf_counter() - start}
         if accelerator.is_main_process:
-            write(name, results, args, model)
+            print(name, describe(results[name]), flush=True)
+    if accelerator.is_main_process:
+        record = {"num_parameters": None if model is None else model.num_parameters()}
+        record |= {"leaks": leaks} if leaks else {}
+        path = Path(args.output_dir, "results.json")
+        write_results(path, args.seed, arguments=vars(args), results=results, **record)
     end_together(accelerator)
 
 

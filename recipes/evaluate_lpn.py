@@ -32,6 +32,7 @@ from modeling_lpn.runs import (
     end_together,
     load_pretrained,
     refuse_existing,
+    report_leaks,
     run_recipe,
     stay_on_cpu,
     use_cpu_cores,
@@ -44,8 +45,7 @@ from modeling_lpn.tasks.evaluation import (
     SearchChoice,
     choose_search,
     evaluate_tasks,
-    find_leaks,
-    read_training_pairs,
+    find_leaks_in,
     scores_without,
     search_grid,
 )
@@ -124,8 +124,6 @@ def choose(args, task_args, model, processor, search) -> SearchChoice:
 
 def check_leaks(args, tasks) -> dict:
     """Which tasks the model was trained on, by content: `compared_with`, `tasks`, and why, where nothing was compared."""
-    if args.leaks not in ("flag", "refuse"):
-        raise ValueError(f"`leaks` is {args.leaks!r}; give flag or refuse")
     sources, record = args.training_tasks or [], Path(args.model_name_or_path, "run.json")
     reason = "there is no record of the training; name its sources with --training_tasks"
     if not sources and args.tasks in TASK_GENERATORS:
@@ -136,17 +134,9 @@ def check_leaks(args, tasks) -> dict:
         reason = f"the tasks of training were drawn by the generator {trained.get('task')!r}"
     if missing := [source for source in sources if not args.training_tasks and not Path(source).exists()]:
         sources, reason = [], f"{missing[0]}, which run.json names, is not here; say where it is with --training_tasks"
-    found: dict[str, dict] = {}
-    for source in sources:
-        for task_id, leak in find_leaks(tasks, read_training_pairs(source)).items():
-            known = found.setdefault(task_id, leak)
-            known["shared_pairs"] = max(known["shared_pairs"], leak["shared_pairs"])
-    if found:
-        first, leak = next(iter(found.items()))
-        text = f"{len(found)} of {len(tasks)} tasks occur in the training data: {first} as {leak['training_tasks'][0]}"
-        if args.leaks == "refuse":
-            raise ValueError(f"{text} ...; evaluate on others, or give --leaks flag for scores with and without them")
-        print(f"{text} ...; the results have the scores without them as well")
+    found = find_leaks_in(tasks, sources)
+    trained_as = {task_id: leak["training_tasks"][0] for task_id, leak in found.items()}
+    report_leaks(trained_as, len(tasks), "tasks", args.leaks)
     return {"compared_with": sources, "not_compared": None if sources else reason, "tasks": found}
 
 

@@ -30,7 +30,7 @@ from modeling_lpn import (
 from modeling_lpn.arguments import given, option, parse_recipe
 from modeling_lpn.code.arguments import CodeGen2Arguments, CodeTrainingArguments, objective_arguments
 from modeling_lpn.code.collator import check_attention, explain
-from modeling_lpn.code.corpora import read_rows
+from modeling_lpn.code.corpora import find_shared_files, read_rows
 from modeling_lpn.code.evaluation import make_infill_cases
 from modeling_lpn.code.infill_formats import add_infill_tokens
 from modeling_lpn.code.packing import StreamedSequences
@@ -46,6 +46,7 @@ from modeling_lpn.runs import (
     find_checkpoint,
     is_finished,
     remove_checkpoints,
+    report_leaks,
     run_recipe,
     use_cpu_cores,
     write_results,
@@ -59,6 +60,7 @@ class RunArguments:
     )
     source_weights: list[float] | None = option(None, "Their shares of tokens; by default their sizes.")
     validation_files: list[str] = option([], "Held-out sources, for the evaluation.")
+    leaks: str = option("flag", "Held-out files that occur in train_files: flag, refuse.")
     text_column: str | None = option(None, "Column of file contents; text, content or code if not given.")
     streaming: bool = option(False, "Read and tokenise the sources while training, in their order.")
     tokenizer_name_or_path: str | None = option(None, "Tokenizer, if it is not the model's.")
@@ -75,6 +77,9 @@ class RunArguments:
     fim_spm_rate: float | None = option(None, "Share of suffix-first units in it; infill_suffix_first_rate.")
     labels: str = option("no_sentinels", "What carries loss: no_sentinels, all or targets_only.")
     span_weight: float = option(1.0, "How often a token of a masked span, and its <eom>, counts in the loss.")
+    horizon_weight: float = option(
+        0.0, "Weight of predicting the share of a masked span still to come, while training; 0 for none."
+    )
     attention: str = option("isolated", "Files of a sequence: isolated, isolated_4d or joint.")
     infill_format: str = option("codegen2", "Sentinels of the tokenizer, a key of INFILL_FORMATS, or auto.")
     add_infill_tokens: str | None = option(None, "Format whose tokens a model that cannot infill is given first.")
@@ -159,6 +164,18 @@ def build_eval_data(run, tokenizer, layout):
     return sequences, make_infill_cases(rows, run.num_infill_cases, tokenizer=tokenizer, **options)
 
 
+def check_leaks(run, args) -> dict | None:
+    """Which held-out files are trained on, by content."""
+    if args.eval_strategy == "no" or run.streaming:
+        report_leaks({}, 0, "files", run.leaks)
+        reason = "the sources are streamed" if run.streaming else "nothing is evaluated while training"
+        return {"compared_with": [], "not_compared": reason, "files": {}}
+    rows = read_rows(run.validation_files, run.text_column)
+    found = find_shared_files(rows, run.train_files, run.text_column)
+    report_leaks(found, len(rows), "files", run.leaks)
+    return {"compared_with": run.train_files, "not_compared": None, "files": found}
+
+
 def span_counts(mixture) -> dict[str, int]:
     """What the spans of infilling were, as far as this process has drawn them; none where they are not by syntax."""
     splitters = (getattr(objective, "splitter", None) for objective in mixture.objectives)
@@ -189,16 +206,26 @@ def main():
     set_seed(args.seed)
     model = build_model(run, model_args, tokenizer, args.device.type == "cpu")
     check_attention(model, run.attention, train_data.mixture)
+    if run.horizon_weight and not any(
+        kind.name in ("infill", "span_corruption") for kind in train_data.mixture.objectives
+    ):
+        raise ValueError(
+            f"`horizon_weight` is {run.horizon_weight}, but the preset {run.preset!r} masks no spans; leave it out"
+        )
+    leaks = check_leaks(run, args)
     eval_data, cases = (None, None) if args.eval_strategy == "no" else build_eval_data(run, tokenizer, layout)
     trainer = CodeTrainer(
         model=model,
         args=args,
-        data_collator=DataCollatorForCodeObjectives(layout, run.attention, run.labels, run.span_weight, True),
+        data_collator=DataCollatorForCodeObjectives(
+            layout, run.attention, run.labels, run.span_weight, information=True, horizon=run.horizon_weight != 0
+        ),
         train_dataset=train_data,
         eval_dataset=eval_data,
         processing_class=tokenizer,
         infill_cases=cases,
         infill_settings={"infill_format": run.infill_format, "max_new_tokens": run.infill_span_tokens + 1},
+        horizon_weight=run.horizon_weight,
     )
     trainer.add_callback(budget := TimeBudget(args.max_minutes))
     if run.num_threads is None and args.device.type == "cpu":
@@ -215,7 +242,7 @@ def main():
     if args.should_save:
         record = {"num_parameters": model.num_parameters(), "metrics": result.metrics, "evaluation": evaluation}
         record["spans"] = span_counts(train_data.mixture)
-        record |= {"steps": trainer.state.global_step, "seconds": budget.seconds}
+        record |= {"steps": trainer.state.global_step, "seconds": budget.seconds, "leaks": leaks}
         record["ended_by_time_budget"] = budget.ended
         record["arguments"] = {**vars(run), **given(objective_args), **given(model_args), **args.to_sanitized_dict()}
         write_results(Path(args.output_dir, "run.json"), args.seed, **record)

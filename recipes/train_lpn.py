@@ -25,6 +25,7 @@ from modeling_lpn.runs import (
     is_finished,
     load_pretrained,
     remove_checkpoints,
+    report_leaks,
     run_recipe,
     use_cpu_cores,
     write_results,
@@ -39,6 +40,7 @@ from modeling_lpn.tasks.arguments import (
     task_arguments,
     validation_settings,
 )
+from modeling_lpn.tasks.evaluation import find_leaks_in
 from modeling_lpn.tasks.stream import tasks_from_stream
 from modeling_lpn.tasks.trainer import LPNTrainer
 
@@ -54,6 +56,7 @@ class RunArguments:
     permute_colors: bool = option(False, "Augmentation: permute the colours 1 to 9.")
     group_by: str | None = option(None, "tokens: batches of tasks of similar length.")
     eval_tasks: str | None = option(None, "Source of the tasks to evaluate; generated tasks if not given.")
+    leaks: str = option("flag", "Tasks of eval_tasks that occur in the training data: flag, refuse.")
     num_eval_tasks: int = option(100, "How many of them.")
     eval_seed: int = option(1_000_000, "Seed of generated evaluation tasks.")
     eval_budgets: list[int] = option([0, 5, 20], "Search budgets to evaluate.")
@@ -113,6 +116,19 @@ def build_eval_tasks(run, task_args, args, processor) -> list[dict] | None:
     return tasks_from_stream(stream, run.num_eval_tasks)
 
 
+def check_leaks(run, task_args, tasks) -> dict | None:
+    """Which evaluation tasks of a source are trained on, by content, where the generator draws from a file."""
+    if run.eval_tasks is None or tasks is None:
+        report_leaks({}, 0, "tasks", run.leaks)
+        return None
+    source = given(task_args).get("task_path")
+    found = find_leaks_in(tasks, [source] if source else [])
+    trained_as = {task_id: leak["training_tasks"][0] for task_id, leak in found.items()}
+    report_leaks(trained_as, len(tasks), "tasks", run.leaks)
+    reason = None if source else f"the tasks of training are drawn by the generator {run.task!r}"
+    return {"compared_with": [source] if source else [], "not_compared": reason, "tasks": found}
+
+
 def argument_types() -> list[type]:
     """Of `parse_recipe`: the run, model, task, search in training, search that is saved with the model, and training."""
     return [
@@ -142,6 +158,8 @@ def main():
     config = model.config
     processor = build_processor(run, task_args, config)
     train_search = given(train_search, "train_search_")
+    eval_tasks = build_eval_tasks(run, task_args, args, processor)
+    leaks = check_leaks(run, task_args, eval_tasks)
     trainer = LPNTrainer(
         model=model,
         args=args,
@@ -149,7 +167,7 @@ def main():
             processor, symmetries=run.symmetries, permute_colors=run.permute_colors
         ),
         train_dataset=build_train_stream(run, task_args, args),
-        eval_dataset=build_eval_tasks(run, task_args, args, processor),
+        eval_dataset=eval_tasks,
         processing_class=processor,
         train_search=SearchConfig(**train_search) if train_search else None,
         train_search_from=run.train_search_from,
@@ -173,6 +191,7 @@ def main():
             metrics=result.metrics,
             steps=trainer.state.global_step,
             seconds=budget.seconds,
+            leaks=leaks,
             ended_by_time_budget=budget.ended,
         )
         print(f"evaluate it: accelerate launch recipes/evaluate_lpn.py --model_name_or_path {args.output_dir}")

@@ -171,22 +171,36 @@ def test_the_command_of_the_wheel_runs_without_the_clone(folders, tmp_path):
     (wheel,) = (tmp_path / "wheel").glob("*.whl")
     subprocess.run([*pip, "install", "--no-deps", "--target", tmp_path / "site", wheel], check=True)
     shutil.rmtree(source)
-    result = subprocess.run(
-        [
-            tmp_path / "site/bin/modeling-lpn",
-            "solve",
-            folders / "task.json",
-            "--model",
-            folders / "lpn",
-            "--budget",
-            "1",
-        ],
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(tmp_path / "site"), "PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
+    (folders / "hole.py").write_text("def add(a, b):\n    return <FILL_ME>\n")
+
+    def installed(*arguments):
+        """Of the wheel alone: status is 0, and this is printed."""
+        environment = {"PYTHONPATH": str(tmp_path / "site"), "PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1"}
+        command = [tmp_path / "site/bin/modeling-lpn", *map(str, arguments)]
+        result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    solve = ("solve", folders / "task.json", "--model", folders / "lpn", "--budget", "1")
+    assert installed(*solve).startswith("task task: 2 decoder evaluations")
+    assert installed("infill", folders / "hole.py", "--model", folders / "code", "--max_new_tokens", "4").startswith(
+        "def add(a, b):\n"
     )
-    assert result.returncode == 0 and result.stdout.startswith("task task: 2 decoder evaluations"), result.stderr
+    fill = (
+        "fill",
+        folders / "people.csv",
+        "--output-column",
+        "short",
+        "--model",
+        folders / "strings",
+        "--budget",
+        "1",
+    )
+    assert installed(*fill).startswith("name,short,short (filled)\n")
+    publish = installed("publish", folders / "lpn", "me/small", "--dry_run")  # templates of cards, reload.py
+    assert "  model.safetensors\n" in publish and publish.endswith("nothing was uploaded\n")
+    for file in ("editor.js", "map.js", "style.css"):
+        assert (tmp_path / "site" / "modeling_lpn" / "demo" / file).is_file()
 
 
 def test_models_that_cannot_be_used(folders, tmp_path):

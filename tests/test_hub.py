@@ -207,6 +207,31 @@ def test_the_card_tells_leaks(lpn, tmp_path):
     assert "Without them: 12.5 % at budget 5 (two attempts), " in card
 
 
+@pytest.mark.parametrize(
+    "policy, text",
+    [
+        (
+            "flag",
+            "**2 of these files occur in the training data** (`train.parquet`; compared by content): a.py, b.py.",
+        ),
+        (
+            "leave_out",
+            "2 of these files occur in the training data (`train.parquet`; compared by content) and were left out",
+        ),
+    ],
+)
+def test_the_card_tells_leaks_of_code(tmp_path, tokenizer, policy, text):
+    CodeGen2ForCausalLM(tokenizer_config(tokenizer)).save_pretrained(tmp_path / "in")
+    tokenizer.save_pretrained(tmp_path / "in")
+    record = json.loads((RESULTS / "codegen2_quickstart" / "causal_seed0_left_to_right.json").read_text())
+    files = {"b.py": "x/b.py", "a.py": "x/a.py"}
+    record["leaks"] = {"compared_with": ["train.parquet"], "not_compared": None, "files": files}
+    record["arguments"]["leaks"] = policy
+    (tmp_path / "leaky.json").write_text(json.dumps(record))
+    assemble(tmp_path / "in", tmp_path / "out", [tmp_path / "leaky.json"])
+    assert text in (tmp_path / "out" / "README.md").read_text()
+
+
 @torch.no_grad()
 def test_the_snippet_of_the_card_runs(lpn, tmp_path, capsys):
     assemble(lpn, tmp_path / "out", repo_id=str(tmp_path / "out"))  # a path where its name goes

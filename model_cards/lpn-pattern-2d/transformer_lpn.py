@@ -395,7 +395,7 @@ class LPNLayer(GradientCheckpointingLayer):
     ) -> SharedLayer:
         """What this layer, as the first, computes without the latent; see [`LPNAttention.share`]."""
         shared = self.attention.share(self.attention_norm(hidden_states), mask, rotary, prefix, start)
-        return shared._replace(hidden_states=hidden_states[:, start:])
+        return SharedLayer(hidden_states[:, start:], *shared[1:])
 
     def merge(self, shared: SharedLayer, latents: torch.Tensor) -> torch.Tensor:
         """This layer with latent tokens `(entries, candidates, width)` -> `(entries, candidates, tokens, width)`."""
@@ -733,7 +733,7 @@ class LPNDecoder(LPNStack):
 
     def embed_output(self, output_grids: torch.Tensor, output_shapes: torch.Tensor, extent: GridExtent) -> GridTokens:
         """Output tokens but the last cell, which predicts nothing."""
-        extent = extent._replace(length=extent.length - 1)
+        extent = GridExtent(extent.length - 1, extent.padded, extent.shape)
         colors, positions, real = pack_cells(output_grids, output_shapes, extent)
         previous = self.previous_cells(colors, positions[..., 1])
         positions = self.carried_positions(positions, output_shapes[: len(positions), 1:])
@@ -871,7 +871,7 @@ class LPNDecoder(LPNStack):
         copied = None if prefix.copied is None else prefix.copied.repeat(candidates)
         if chunk.memory is None:
             return DecoderLayout(whole, [read], rotary, copied)
-        own = [read._replace(start=0, end=length - split + 1)]
+        own = [AttentionSegment(0, length - split + 1, *read[2:])]
         return DecoderLayout(own, own, _rotary_of(rotary, split - 1, length), copied)
 
     def logits(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -28,7 +28,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput, logging
 
 from .configuration_lpn import LPNConfig
-from .plan_lpn import GridPlan, PairGroup, group_pairs, partner_rows, restore_order, to_device
+from .plan_lpn import GridPlan, Grouping, grouping_of, to_device
 from .search_lpn import (
     SearchConfig,
     SearchOutput,
@@ -47,6 +47,8 @@ from .transformer_lpn import (
 
 
 logger = logging.get_logger(__name__)
+
+NO_SEARCH = SearchConfig(method="mean")
 
 
 @dataclass
@@ -128,48 +130,39 @@ class LPNGenerateOutput(ModelOutput):
 class Demonstrations(NamedTuple):
     """
     The demonstration pairs of a batch, checked: `pairs` are the real ones without their task axis, `pair_mask`
-    `(batch, pairs)` says where they were, `plan` the same and their shapes on the host.
+    `(batch, pairs)` says where they were, `plan` the same and their shapes on the host, `real` `(real pairs,)` which of all
+    pairs they are (`None`: all).
     """
 
     pairs: GridPairs
     pair_mask: torch.Tensor
     plan: GridPlan
+    real: torch.Tensor | None
 
     def tasks(self, start: int, end: int) -> "Demonstrations":
         """Some of the tasks."""
         first, last = (int(self.plan.num_pairs[:end].sum()) for end in (start, end))
-        return Demonstrations(
-            self.pairs.take(slice(first, last)), self.pair_mask[start:end], self.plan.tasks(start, end)
-        )
+        plan, mask = self.plan.tasks(start, end), self.pair_mask[start:end]
+        return Demonstrations(self.pairs.take(slice(first, last)), mask, plan, plan.real_pairs(mask.device))
 
-    def own_tasks(self) -> "Scoring":
-        """Every pair under the latents of its task."""
-        return Scoring(self.pairs, self.plan.sizes, self.plan.places[0][:, None])
+    def scoring(self, rows: str, as_one: bool = False, pairs: np.ndarray | slice = slice(None)) -> "Scoring":
+        """`pairs`, all or none of a task, under `rows` of latents: see [`GridPlan.grouping`]."""
+        chosen = pairs if isinstance(pairs, slice) else to_device(pairs, self.pair_mask.device)
+        return Scoring(self.pairs.take(chosen), self.plan.grouping(rows, self.pair_mask.device, as_one, pairs))
 
-    def leave_one_out(self, pairs: np.ndarray | slice = slice(None)) -> "Scoring":
-        """`pairs`, all or none of a task, under the latents in whose making a pair was left out: one row for each."""
-        tensors = self.pairs if isinstance(pairs, slice) else self.pairs.take(self._index(pairs))
-        return Scoring(tensors, self.plan.sizes[pairs], partner_rows(self.plan.places[0][pairs]))
-
-    def without_own(self, latents: torch.Tensor, pairs: np.ndarray | slice) -> tuple[torch.Tensor, torch.Tensor]:
-        """Latents `(batch, pairs, latent_dim)` and mask of the rows of [`leave_one_out`]."""
-        tasks, places = (place[pairs] for place in self.plan.places)
-        mask = self.plan.pair_mask[tasks] & (np.arange(self.plan.pair_mask.shape[1]) != places[:, None])
-        return latents.index_select(0, self._index(tasks)), self._index(mask)
-
-    def _index(self, array: np.ndarray) -> torch.Tensor:
-        return to_device(array, self.pair_mask.device)
+    def without_own(
+        self, latents: torch.Tensor, pairs: np.ndarray | slice = slice(None)
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Latents `(rows, pairs, latent_dim)` of the task of each of `pairs`, and a mask that leaves this pair out."""
+        tasks, mask = self.plan.without_own(latents.device, pairs)
+        return latents.index_select(0, tasks), mask
 
 
 class Scoring(NamedTuple):
-    """
-    What is decoded with what: pair `k` under the rows `rows[k]` of some latents, `rows` `(pairs, most rows of a pair)` with
-    -1 behind the last of each. `sizes` `(pairs, 2, 2)` are the shapes of the pairs on the host.
-    """
+    """What is decoded with what."""
 
     pairs: GridPairs
-    sizes: np.ndarray
-    rows: np.ndarray
+    grouping: Grouping
 
 
 # trf-ignore: TRF002 there is one model and no head around it, so no part of it has a name to load by
@@ -245,8 +238,10 @@ class LPNModel(LPNPreTrainedModel):
 
     def compile_layers(self, **kwargs: Any) -> None:
         """
-        Compiles every transformer layer in place with `torch.compile(**kwargs)`. Better than compiling the model: how
-        sequences are grouped depends on the data. Cached decoding and second-order search stay eager.
+        Compiles every transformer layer in place with `torch.compile(**kwargs)`. Better than compiling the model where
+        grids differ in shape: how sequences are grouped depends on them. Where all batches have one [`GridPlan`],
+        `torch.compile(model, fullgraph=True)` compiles a whole training step, a search of first order included. Cached
+        decoding and second-order search stay eager.
         """
         for layer in (*self.encoder.layers, *self.decoder.layers):
             layer.compile(**{"dynamic": True, **kwargs})
@@ -304,16 +299,16 @@ class LPNModel(LPNPreTrainedModel):
         latent_noise: torch.Tensor | None,
         output_hidden_states: bool = False,
     ) -> LPNEncoderOutput:
-        pairs, pair_mask, plan = demonstrations
-        groups = self._groups(plan.sizes, as_one=output_hidden_states)
-        states: list[list[torch.Tensor] | None] = [[] if output_hidden_states else None for _ in groups]
+        pairs, pair_mask, plan, _ = demonstrations
+        grouping = plan.grouping("own", pair_mask.device, output_hidden_states)
+        states: list[list[torch.Tensor] | None] = [[] if output_hidden_states else None for _ in grouping.groups]
         encoded = [
-            self.encoder(self._take(pairs, group), group.input_extent, group.output_extent, own)
-            for group, own in zip(groups, states, strict=True)
+            self.encoder(pairs.take(group.entries), group.input_extent, group.output_extent, own)
+            for group, own in zip(grouping.groups, states, strict=True)
         ]
 
         def scatter(values: Sequence[torch.Tensor]) -> torch.Tensor:
-            return self._with_padding(restore_order(values, groups, pair_mask.device), plan)
+            return self._with_padding(grouping.restore_order(values), demonstrations)
 
         latents = mean = scatter([mean for mean, _ in encoded])
         # CODEPATH: the published models are variational; one trained without (`variational: false`) has no variances.
@@ -322,28 +317,23 @@ class LPNModel(LPNPreTrainedModel):
         if sample_latents and self.config.variational:
             latent_noise = torch.randn_like(mean) if latent_noise is None else latent_noise
             latents = mean + (0.5 * logvar).exp() * latent_noise * pair_mask.unsqueeze(-1)
-        hidden_states = self._join_states(states, groups, plan) if output_hidden_states else None
+        hidden_states = self._join_states(states, grouping, demonstrations) if output_hidden_states else None
         return LPNEncoderOutput(latents, mean, logvar, hidden_states)
 
     def _join_states(
-        self, states: Sequence[Sequence[torch.Tensor]], groups: Sequence[PairGroup], plan: GridPlan
+        self, states: Sequence[Sequence[torch.Tensor]], grouping: Grouping, demonstrations: Demonstrations
     ) -> tuple[torch.Tensor, ...]:
         """What the only group collected of every layer `(entries, tokens, width)` -> `(batch, pairs, tokens, width)`."""
-        return tuple(self._with_padding(restore_order([layer], groups, layer.device), plan) for layer in states[0])
+        return tuple(self._with_padding(grouping.restore_order([layer]), demonstrations) for layer in states[0])
 
     @staticmethod
-    def _take(pairs: GridPairs, group: PairGroup) -> GridPairs:
-        entries = group.entries
-        return pairs.take(entries if isinstance(entries, slice) else to_device(entries, pairs.input_grids.device))
-
-    @staticmethod
-    def _with_padding(values: torch.Tensor, plan: GridPlan) -> torch.Tensor:
+    def _with_padding(values: torch.Tensor, demonstrations: Demonstrations) -> torch.Tensor:
         """Values of the real pairs `(real pairs, ...)` -> `(batch, pairs, ...)`, zero where a pair is padding."""
-        if plan.pair_mask.all():
-            return values.unflatten(0, plan.pair_mask.shape)
-        place = to_device(plan.pair_mask.reshape(-1).nonzero()[0], values.device)
-        blank = values.new_zeros(plan.pair_mask.size, *values.shape[1:])
-        return blank.index_copy(0, place, values).unflatten(0, plan.pair_mask.shape)
+        shape = demonstrations.pair_mask.shape
+        if demonstrations.real is None:
+            return values.unflatten(0, shape)
+        blank = values.new_zeros(shape.numel(), *values.shape[1:])
+        return blank.index_copy(0, demonstrations.real, values).unflatten(0, shape)
 
     def _demonstrations(
         self,
@@ -374,34 +364,33 @@ class LPNModel(LPNPreTrainedModel):
                     f"`{name}` has shape {tuple(tensor.shape)}, but `input_grids` has shape {tuple(input_grids.shape)}: "
                     f"{wanted} is needed."
                 )
-        if plan is None:
-            plan = GridPlan.of(input_shapes, output_shapes, pair_mask)
-        elif plan.pair_mask.shape != batch_shape:
+        plan = GridPlan.of(input_shapes, output_shapes, pair_mask) if plan is None else plan
+        facts = plan.facts(plan.key)
+        if facts.shape != batch_shape:
             raise ValueError(
-                f"`plan` is of {plan.pair_mask.shape[0]} tasks with {plan.pair_mask.shape[1]} pairs, but `input_grids` has "
-                f"shape {tuple(input_grids.shape)}: give the plan of these tensors, or none."
+                f"`plan` is of {facts.shape[0]} tasks with {facts.shape[1]} pairs, but `input_grids` has shape "
+                f"{tuple(input_grids.shape)}: give the plan of these tensors, or none."
             )
-        if not plan.num_pairs.all():
+        if not facts.fewest:
             raise ValueError(
-                f"task {int(plan.num_pairs.argmin())} of the batch has no demonstration pair in `pair_mask`; leave such "
-                "tasks out."
+                f"task {facts.task} of the batch has no demonstration pair in `pair_mask`; leave such tasks out."
             )
         tensors = [tensor.flatten(0, 1) for tensor in (input_grids, output_grids, input_shapes, output_shapes)]
-        pairs = GridPairs(*tensors)
-        if not plan.pair_mask.all():
-            pairs = pairs.take(to_device(plan.pair_mask.reshape(-1).nonzero()[0], input_grids.device))
-        for side, sizes, grids in (("input", 0, pairs.input_grids), ("output", 1, pairs.output_grids)):
-            self._check_sizes(side, grids, plan.sizes[:, sizes])
+        pairs, real = GridPairs(*tensors), plan.real_pairs(input_grids.device)
+        if real is not None:
+            pairs = pairs.take(real)
+        for side, limits, grids in zip(
+            ("input", "output"), facts.limits, (pairs.input_grids, pairs.output_grids), strict=True
+        ):
+            self._check_sizes(side, grids, limits)
             # CODEPATH: every checkpoint takes both; the colours of the batch decide.
             if plan.num_colors is None or plan.num_colors > self.config.vocab_size:
                 self._check_colors(side, grids)
-        return Demonstrations(pairs, pair_mask, plan)
+        return Demonstrations(pairs, pair_mask, plan, real)
 
-    def _check_sizes(self, side: str, grids: torch.Tensor, sizes: np.ndarray) -> None:
-        """Raises `ValueError` where `sizes` `(count, 2)` reach beyond grids `(count, rows, cols)` or the model."""
-        if not len(sizes):
-            return
-        config, (rows, cols), least = self.config, sizes.max(0).tolist(), int(sizes.min())
+    def _check_sizes(self, side: str, grids: torch.Tensor, limits: tuple[int, int, int]) -> None:
+        """Raises `ValueError` where the smallest side, most rows and columns reach beyond grids `(count, rows, cols)` or the model."""
+        config, (least, rows, cols) = self.config, limits
         if least < 1 or rows > min(config.max_rows, grids.shape[1]) or cols > min(config.max_cols, grids.shape[2]):
             raise ValueError(
                 f"`{side}_shapes` reach from {least} to {rows} rows and {cols} columns, but `{side}_grids` holds "
@@ -419,16 +408,6 @@ class LPNModel(LPNPreTrainedModel):
                 f"`{side}_grids` holds colours from {darkest} to {brightest}; the model knows 0 to "
                 f"{self.config.vocab_size - 1} (`vocab_size`), in the padding too: map the others, and pad with 0."
             )
-
-    def _groups(self, sizes: np.ndarray, counts: np.ndarray | None = None, as_one: bool = False) -> list[PairGroup]:
-        """
-        A kernel launch costs as much as some hundred tokens on a CPU, and as many thousands on a GPU. `as_one` puts all
-        together, so that a token stands at the same place in every pair.
-        """
-        overhead, max_tokens = (256, 2**13) if self.device.type == "cpu" else (2**14, 2**18)
-        if as_one:
-            overhead = max_tokens = 2**62
-        return group_pairs(sizes, overhead, max_tokens, counts)
 
     def log_prob(
         self,
@@ -452,18 +431,16 @@ class LPNModel(LPNPreTrainedModel):
             `torch.FloatTensor` of shape `(batch, candidates)`, in float32 and differentiable.
         """
         demonstrations = self._demonstrations(input_grids, output_grids, input_shapes, output_shapes, pair_mask)
-        return self._evidence(latents, self._decoder_chunks(demonstrations.own_tasks(), latents.shape[1] > 1))
+        return self._evidence(latents, self._decoder_chunks(demonstrations.scoring("of_task"), latents.shape[1] > 1))
 
-    def _decoder_chunks(self, scoring: Scoring, share: bool, as_one: bool = False) -> list[DecoderChunk]:
+    def _decoder_chunks(self, scoring: Scoring, share: bool) -> list[DecoderChunk]:
         """Embeds pairs in groups of similar length; `share` where more than one latent is tried."""
-        pairs, sizes, rows = scoring
-        counts, chunks = (rows >= 0).sum(1), []
-        for group in self._groups(sizes, counts, as_one):
-            own = rows[group.entries]
-            chosen = to_device(own[:, : int((own[0] >= 0).sum())], pairs.input_grids.device)
-            taken = self._take(pairs, group)
-            chunks.append(self.decoder.chunk(taken, group.input_extent, group.output_extent, chosen, share))
-        return chunks
+        return [
+            self.decoder.chunk(
+                scoring.pairs.take(group.entries), group.input_extent, group.output_extent, group.rows, share
+            )
+            for group in scoring.grouping.groups
+        ]
 
     def _logits(self, latents: torch.Tensor, chunk: DecoderChunk) -> tuple[torch.Tensor, ...]:
         """Latents `(entries, candidates, latent_dim)` -> logits of rows, columns, cells with these two leading axes."""
@@ -503,21 +480,21 @@ class LPNModel(LPNPreTrainedModel):
         return total
 
     def _program_terms(
-        self, programs: torch.Tensor, scoring: Scoring, plan: GridPlan | None = None
+        self, programs: torch.Tensor, scoring: Scoring, states_of: Demonstrations | None = None
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
         """
         Programs `(rows, latent_dim)` -> terms `(pairs, 3)`: of every pair under its rows, their mean if there are more; with
-        a plan also the hidden states.
+        `states_of` also the hidden states.
         """
-        groups = self._groups(scoring.sizes, (scoring.rows >= 0).sum(1), as_one=plan is not None)
-        chunks = self._decoder_chunks(scoring, share=scoring.rows.shape[1] > 1, as_one=plan is not None)
-        states: list[list[torch.Tensor] | None] = [None if plan is None else [] for _ in groups]
+        several = any(group.rows.shape[1] > 1 for group in scoring.grouping.groups)
+        chunks = self._decoder_chunks(scoring, share=several)
+        states: list[list[torch.Tensor] | None] = [None if states_of is None else [] for _ in chunks]
         terms = [
             self._log_prob_terms(_rows_of(programs.unsqueeze(1), chunk), chunk, own).mean(1)
             for chunk, own in zip(chunks, states, strict=True)
         ]
-        hidden_states = None if plan is None else self._join_states(states, groups, plan)
-        return restore_order(terms, groups, programs.device), hidden_states
+        hidden_states = None if states_of is None else self._join_states(states, scoring.grouping, states_of)
+        return scoring.grouping.restore_order(terms), hidden_states
 
     def search(
         self,
@@ -569,7 +546,7 @@ class LPNModel(LPNPreTrainedModel):
             part = demonstrations.tasks(start, start + width)
             latents_of_part = latents[start : start + width]
             if search.rank_by == "fit":
-                found.append(self._search(latents_of_part, part.pair_mask, part.own_tasks(), search, samples))
+                found.append(self._search(latents_of_part, part.pair_mask, part.scoring("of_task"), search, samples))
             else:
                 found.append(self._search_and_leave_one_out(latents_of_part, part, search, samples))
         return found[0] if len(found) == 1 else concatenate_searches(found)
@@ -592,15 +569,17 @@ class LPNModel(LPNPreTrainedModel):
             share = search.max_evaluations // (plan.num_pairs + 1)
             folded = folded & (share > 0)
             limit = to_device(np.where(folded, share, search.max_evaluations), device)
-        found = self._search(latents, demonstrations.pair_mask, demonstrations.own_tasks(), plain, noise, limit)
+        found = self._search(latents, demonstrations.pair_mask, demonstrations.scoring("of_task"), plain, noise, limit)
         if not folded.any():
             return found
         left_out = folded[plan.places[0]].nonzero()[0]
-        scoring, owner = demonstrations.leave_one_out(left_out), to_device(plan.places[0][left_out], device)
+        scoring = demonstrations.scoring("of_others", pairs=left_out)
+        owner = to_device(plan.places[0][left_out], device)
         row_latents, row_mask = demonstrations.without_own(latents, left_out)
         row_limit = None if limit is None else limit[owner]
         folds = self._search(row_latents, row_mask, scoring, plain, noise, row_limit)
-        held_out = self._score_left_out(folds.trajectory_latents, scoring, search)
+        itself = demonstrations.scoring("own", pairs=left_out)
+        held_out = self._score_left_out(folds.trajectory_latents, itself, search)
         held_out = held_out / to_device(plan.num_pairs, device)[owner, None, None]
         scores = found.trajectory_scores.masked_fill(to_device(folded, device)[:, None, None], 0.0)
         scores[:, : held_out.shape[1], : held_out.shape[2]].index_add_(0, owner, held_out)
@@ -611,9 +590,8 @@ class LPNModel(LPNPreTrainedModel):
     def _score_left_out(self, latents: torch.Tensor, scoring: Scoring, search: SearchConfig) -> torch.Tensor:
         """Log-likelihood `(rows, starts, steps + 1)` of the pairs left out under the latents that their rows visited."""
         flat, width = latents.flatten(1, 2), max(1, (search.chunk_size or latents[0, ..., 0].numel()) // len(latents))
-        itself = scoring._replace(rows=np.arange(len(latents))[:, None])
         with self._for_search(search):
-            chunks = self._decoder_chunks(itself, share=True)
+            chunks = self._decoder_chunks(scoring, share=True)
             values = [self._evidence(part, chunks) for part in flat.split(width, 1)]
         return torch.cat(values, 1).view(latents.shape[:-1])
 
@@ -643,12 +621,13 @@ class LPNModel(LPNPreTrainedModel):
     def _for_search(self, search: SearchConfig) -> Iterator[None]:
         """
         Dropout off. A search of first order asks for gradients of latents only: without gradients of the weights there is
-        no graph of them, and no activation is kept for them. With second-order gradients, the one attention kernel that
-        differentiates twice.
+        no graph of them, and no activation is kept for them (a compiler sees that by itself). With second-order gradients,
+        the one attention kernel that differentiates twice.
         """
         training = self.decoder.training
         self.decoder.eval()
-        learned = [] if search.second_order else [p for p in self.decoder.parameters() if p.requires_grad]
+        first_order = not (search.second_order or torch.compiler.is_compiling())
+        learned = [p for p in self.decoder.parameters() if p.requires_grad] if first_order else []
         for parameter in learned:
             parameter.requires_grad_(False)
         try:
@@ -717,7 +696,7 @@ class LPNModel(LPNPreTrainedModel):
         attention.
         """
         # Not `config.search`: how a model is searched and how it is trained are two questions.
-        search = SearchConfig(method="mean") if search_config is None else SearchConfig.of(search_config)
+        search = NO_SEARCH if search_config is None else SearchConfig.of(search_config)
         if search.rank_by != "fit":
             raise ValueError(
                 f"`rank_by` is {search.rank_by!r} in the search of the training loss, which leaves pairs out itself; "
@@ -731,10 +710,10 @@ class LPNModel(LPNPreTrainedModel):
             )
         demonstrations = self._demonstrations(input_grids, output_grids, input_shapes, output_shapes, pair_mask, plan)
         plan = demonstrations.plan
-        if plan.num_pairs.min() < 2:
+        if (facts := plan.facts(plan.key)).fewest < 2:
             raise ValueError(
-                f"task {int(plan.num_pairs.argmin())} of the batch has a single demonstration pair; leave-one-out "
-                "training explains each pair by the others and needs two or more. Leave such tasks out."
+                f"task {facts.task} of the batch has a single demonstration pair; leave-one-out training explains each pair "
+                "by the others and needs two or more. Leave such tasks out."
             )
         sample_latents = self.training if sample_latents is None else sample_latents
         wants_states = self._wants_states(output_hidden_states)
@@ -748,14 +727,13 @@ class LPNModel(LPNPreTrainedModel):
         if search.init == "prior":
             latents = torch.randn_like(latents) if latent_noise is None else latent_noise
         # Row r leaves out the r-th real pair; it must explain the other pairs of the same task.
-        scoring = demonstrations.leave_one_out()
         if search.spec.in_training == "every":
-            programs = self._real(latents, plan)
+            programs, scoring = self._real(latents, demonstrations), demonstrations.scoring("of_others")
         else:
             programs = self._leave_one_out(latents, demonstrations, search, search_noise)
-            scoring = scoring._replace(rows=np.arange(len(programs))[:, None])
-        terms, hidden_states = self._program_terms(programs, scoring, plan if wants_states else None)
-        output = self._loss(terms, demonstrations, encoded, latents, self._with_padding(programs, plan))
+            scoring = demonstrations.scoring("own", as_one=wants_states)
+        terms, hidden_states = self._program_terms(programs, scoring, demonstrations if wants_states else None)
+        output = self._loss(terms, demonstrations, encoded, latents, self._with_padding(programs, demonstrations))
         output.encoder_hidden_states, output.decoder_hidden_states = encoded.hidden_states, hidden_states
         return output if self._wants_dict(return_dict) else output.to_tuple()
 
@@ -767,23 +745,21 @@ class LPNModel(LPNPreTrainedModel):
         noise: torch.Tensor | None,
     ) -> torch.Tensor:
         """The program `(real pairs, latent_dim)` of every real pair, made from the others of its task."""
-        row_latents, row_mask = demonstrations.without_own(latents, slice(None))
+        row_latents, row_mask = demonstrations.without_own(latents)
         if search.spec.in_training == "start":
             return start_latents(row_latents, row_mask, search)[0][:, 0]
         if noise is not None:
-            noise = self._real(noise, demonstrations.plan)
+            noise = self._real(noise, demonstrations)
         else:
             noise = self._sample_noise(search, None, latents.device, rows=len(row_latents))
-        scoring = demonstrations.leave_one_out()
+        scoring = demonstrations.scoring("of_others")
         return self._search(row_latents, row_mask, scoring, search, noise).latents[:, 0]
 
     @staticmethod
-    def _real(values: torch.Tensor, plan: GridPlan) -> torch.Tensor:
+    def _real(values: torch.Tensor, demonstrations: Demonstrations) -> torch.Tensor:
         """Values of the real pairs `(real pairs, ...)` of `(batch, pairs, ...)`."""
-        flat = values.flatten(0, 1)
-        if plan.pair_mask.all():
-            return flat
-        return flat.index_select(0, to_device(plan.pair_mask.reshape(-1).nonzero()[0], values.device))
+        flat, real = values.flatten(0, 1), demonstrations.real
+        return flat if real is None else flat.index_select(0, real)
 
     def _loss(
         self,
@@ -796,7 +772,7 @@ class LPNModel(LPNPreTrainedModel):
         """Log-probability terms `(real pairs, 3)` -> the loss and its parts, each a mean over tasks of a mean over pairs."""
         pair_mask = demonstrations.pair_mask
         weights = pair_mask / pair_mask.sum(1, keepdim=True) / pair_mask.shape[0]  # (batch, pairs), sum 1
-        row_loss, col_loss, grid_loss = -(terms * self._real(weights, demonstrations.plan).unsqueeze(-1)).sum(0)
+        row_loss, col_loss, grid_loss = -(terms * self._real(weights, demonstrations).unsqueeze(-1)).sum(0)
         reconstruction_loss = row_loss + col_loss + grid_loss
         output = LPNOutput(
             loss=reconstruction_loss,
@@ -912,7 +888,8 @@ class LPNModel(LPNPreTrainedModel):
         if query_mask is None:
             query_mask = torch.ones(query_grids.shape[:2], dtype=torch.bool, device=query_grids.device)
         tasks, inputs, shapes = query_mask.nonzero()[:, 0], query_grids[query_mask], query_shapes[query_mask]
-        self._check_sizes("query", inputs, shapes.cpu().numpy())
+        if len(sizes := shapes.cpu()):
+            self._check_sizes("query", inputs, (int(sizes.min()), *sizes.amax(0).tolist()))
         self._check_colors("query", inputs)
         usable = torch.ones_like(latents[..., 0], dtype=torch.bool) if log_probs is None else log_probs.isfinite()
         outputs: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -936,17 +913,13 @@ class LPNModel(LPNPreTrainedModel):
         """Greedy outputs of `latents[k]` on `inputs[k]`: grids `(queries, max_rows, max_cols)`, shapes `(queries, 2)`."""
         sizes = np.repeat(shapes.cpu().numpy()[:, None], 2, 1)
         sizes[:, 1] = 1  # how large an output will be is not known
-        groups = self._groups(sizes)
+        grouping = grouping_of(sizes, shapes.device)
         with torch.compiler.set_stance("force_eager"):  # every step of a cache has another shape
-            parts = []
-            for group in groups:
-                entries = (
-                    group.entries if isinstance(group.entries, slice) else to_device(group.entries, shapes.device)
-                )
-                parts.append(
-                    self.decoder.generate(latents[entries], inputs[entries], shapes[entries], group.input_extent)
-                )
-        grids, output_shapes = (restore_order(part, groups, shapes.device) for part in zip(*parts, strict=True))
+            parts = [
+                self.decoder.generate(latents[own], inputs[own], shapes[own], extent)
+                for own, extent, *_ in grouping.groups
+            ]
+        grids, output_shapes = (grouping.restore_order(part) for part in zip(*parts, strict=True))
         return grids, output_shapes
 
     def _next_distinct(
@@ -967,10 +940,8 @@ class LPNModel(LPNPreTrainedModel):
         for grids, output_shapes in previous:
             pairs = GridPairs(inputs, grids, shapes, output_shapes)
             sizes = torch.stack([shapes, output_shapes], 1).cpu().numpy()
-            chunks = self._decoder_chunks(
-                Scoring(pairs, sizes, np.arange(len(inputs))[:, None]), share=len(probes) > 1
-            )
-            for chunk in chunks:
+            scoring = Scoring(pairs, grouping_of(sizes, pairs.input_grids.device))
+            for chunk in self._decoder_chunks(scoring, share=len(probes) > 1):
                 entries = chunk.rows[:, 0]
                 differs[entries] &= ~self._reproduces(latents[entries][:, probes], chunk)
         rank = torch.tensor(probes, device=latents.device)[differs.int().argmax(1)]

@@ -13,8 +13,9 @@
 # limitations under the License.
 """What a batch of grid pairs is made of, known on the host, so that no device has to be asked (arXiv 2411.08706)."""
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
@@ -24,11 +25,26 @@ import torch
 from .transformer_lpn import GridExtent
 
 
+class PlanFacts(NamedTuple):
+    """
+    What is checked of a plan: its `shape` (tasks, pairs), the `fewest` real pairs of a task and which `task` that is, and for
+    the two sides the smallest side of a grid, the most rows and the most columns.
+    """
+
+    shape: tuple[int, int]
+    fewest: int
+    task: int
+    limits: tuple[tuple[int, int, int], ...]
+
+
 @dataclass(frozen=True, eq=False)
 class GridPlan:
     """
     Shapes and mask of a batch of demonstrations on the host, as a collator knows them. A model that gets them beside the
     tensors does not wait for its device to learn what there is to compute.
+
+    `torch.compile` takes what the methods give for constants: a function that was compiled for a plan serves others of the
+    same `key`, and only those, which [`facts`] sees to.
 
     Args:
         input_shapes, output_shapes (`np.ndarray` of shape `(batch, pairs, 2)`): Rows and columns.
@@ -42,6 +58,12 @@ class GridPlan:
     output_shapes: np.ndarray
     pair_mask: np.ndarray
     num_colors: int | None = None
+    key: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        content = [np.ascontiguousarray(part) for part in (self.input_shapes, self.output_shapes, self.pair_mask)]
+        digest = hashlib.sha256(b"".join(part.tobytes() for part in content)).hexdigest()
+        object.__setattr__(self, "key", f"{self.pair_mask.shape} {digest}")
 
     @classmethod
     def of(cls, input_shapes: torch.Tensor, output_shapes: torch.Tensor, pair_mask: torch.Tensor) -> "GridPlan":
@@ -50,6 +72,15 @@ class GridPlan:
         host = flat.cpu().numpy()
         sizes = host[: 2 * input_shapes.numel()].reshape(2, *input_shapes.shape)
         return cls(sizes[0], sizes[1], host[2 * input_shapes.numel() :].reshape(pair_mask.shape) > 0)
+
+    @torch.compiler.assume_constant_result
+    def facts(self, key: str) -> PlanFacts:
+        """What is to be checked first; `key` is that of the plan, which a compiled function compares from now on."""
+        limits = [
+            (int(sizes.min()), *sizes.max(0).tolist()) for sizes in (self.sizes[:, 0], self.sizes[:, 1]) if len(sizes)
+        ]
+        tasks, pairs = self.pair_mask.shape
+        return PlanFacts((tasks, pairs), int(self.num_pairs.min()), int(self.num_pairs.argmin()), tuple(limits))
 
     @cached_property
     def sizes(self) -> np.ndarray:
@@ -72,33 +103,107 @@ class GridPlan:
         part = slice(start, end)
         return GridPlan(self.input_shapes[part], self.output_shapes[part], self.pair_mask[part], self.num_colors)
 
+    @torch.compiler.assume_constant_result
+    def real_pairs(self, device: torch.device) -> torch.Tensor | None:
+        """Where the real pairs are among all `(real pairs,)`; `None` if all are."""
+        return None if self.pair_mask.all() else to_device(self.pair_mask.reshape(-1).nonzero()[0], device)
+
+    @torch.compiler.assume_constant_result
+    def grouping(
+        self, rows: str, device: torch.device, as_one: bool = False, pairs: np.ndarray | slice = slice(None)
+    ) -> "Grouping":
+        """
+        `pairs`, all or none of a task, in groups; each under the row of its task (`rows="of_task"`), its own (`"own"`), or
+        those of the other pairs of its task, in whose making it took part (`"of_others"`).
+        """
+        tasks = self.places[0][pairs]
+        if rows == "own":
+            return grouping_of(self.sizes[pairs], device, as_one=as_one)
+        return grouping_of(
+            self.sizes[pairs], device, partner_rows(tasks) if rows == "of_others" else tasks[:, None], as_one
+        )
+
+    @torch.compiler.assume_constant_result
+    def without_own(
+        self, device: torch.device, pairs: np.ndarray | slice = slice(None)
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows without one pair each: their tasks `(rows,)` and which pairs of it they are made of `(rows, pairs)`."""
+        tasks, places = (place[pairs] for place in self.places)
+        mask = self.pair_mask[tasks] & (np.arange(self.pair_mask.shape[1]) != places[:, None])
+        return to_device(tasks, device), to_device(mask, device)
+
 
 class PairGroup(NamedTuple):
-    """Pairs `entries` of similar length that are computed together, and how far their grids reach."""
+    """
+    Pairs `entries` of similar length that are computed together, how far their grids reach, and the rows of latents that each
+    is decoded with `(pairs, k)`.
+    """
 
-    entries: np.ndarray | slice
+    entries: torch.Tensor | slice
     input_extent: GridExtent
     output_extent: GridExtent
+    rows: torch.Tensor
 
 
-def group_pairs(
-    sizes: np.ndarray, overhead: int, max_tokens: int, counts: np.ndarray | None = None
-) -> list[PairGroup]:
+class Grouping(NamedTuple):
+    """Pairs in groups, and where each pair is in the groups one after another (`None`: in order)."""
+
+    groups: list[PairGroup]
+    order: torch.Tensor | None
+
+    def restore_order(self, values: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Results of groups, one row a pair, in the order of the pairs."""
+        joined = values[0] if len(values) == 1 else torch.cat(list(values))
+        return joined if self.order is None else joined.index_select(0, self.order)
+
+
+def grouping_of(
+    sizes: np.ndarray, device: torch.device, rows: np.ndarray | None = None, as_one: bool = False
+) -> Grouping:
     """
-    Groups pairs of similar length, so that padding a group to its longest member wastes little.
+    Groups pairs of similar length and with as many rows.
+
+    Args:
+        sizes (`np.ndarray` of shape `(pairs, 2, 2)`): Rows and columns of input and output.
+        device (`torch.device`): Where they are computed. A kernel launch costs as much as some hundred tokens on a CPU, and as
+            many thousands on a GPU.
+        rows (`np.ndarray` of shape `(pairs, most rows)`, *optional*):
+            The rows of latents that each pair is decoded with, -1 behind the last; pair `k` with row `k` by default.
+        as_one (`bool`): Puts all together, so that a token stands at the same place in every pair.
+    """
+    rows = np.arange(len(sizes))[:, None] if rows is None else rows
+    overhead, max_tokens = (256, 2**13) if device.type == "cpu" else (2**14, 2**18)
+    if as_one:
+        overhead = max_tokens = 2**62
+    counts = (rows >= 0).sum(1)
+    found = group_pairs(sizes, overhead, max_tokens, counts)
+    groups = []
+    for entries in found:
+        chosen = entries if isinstance(entries, slice) else to_device(entries, device)
+        own = to_device(rows[entries][:, : counts[entries][0]], device)
+        groups.append(PairGroup(chosen, *_extents(sizes[entries]), own))
+    moved = [entries for entries in found if not isinstance(entries, slice)]
+    return Grouping(groups, to_device(np.argsort(np.concatenate(moved)), device) if moved else None)
+
+
+def group_pairs(sizes: np.ndarray, overhead: int, max_tokens: int, counts: np.ndarray) -> list[np.ndarray | slice]:
+    """
+    Groups pairs of similar length, so that padding a group to its longest member wastes little: the entries of each group.
 
     Args:
         sizes (`np.ndarray` of shape `(pairs, 2, 2)`): Rows and columns of input and output.
         overhead (`int`): Padding tokens that one more group is worth.
         max_tokens (`int`): Tokens of a group at most (a single longer pair still makes a group).
-        counts (`np.ndarray` of shape `(pairs,)`, *optional*): Latents that a pair is decoded with; the same in a group.
+        counts (`np.ndarray` of shape `(pairs,)`): Latents that a pair is decoded with; the same in a group.
     """
-    counts = np.ones(len(sizes), dtype=int) if counts is None else counts
     if len(sizes) and (sizes == sizes[0]).all() and (counts == counts[0]).all():
-        return _groups_of_equals(sizes, max(1, max_tokens // (sizes[0].prod(-1).sum() * max(1, counts[0]))))
+        # They stay in order: slices, with nothing to look up or to put back.
+        width = max(1, max_tokens // (sizes[0].prod(-1).sum() * max(1, counts[0])))
+        return [slice(start, min(start + width, len(sizes))) for start in range(0, len(sizes), width)]
     lengths = sizes.prod(-1)
     order = np.lexsort((-lengths.sum(1), counts))
-    groups, start = [], 0
+    groups: list[np.ndarray | slice] = []
+    start = 0
     waste, longest = 0, np.zeros(2, dtype=int)
     for end, (size, count) in enumerate(zip(lengths[order], counts[order], strict=True)):
         longest = np.maximum(longest, size)
@@ -106,22 +211,12 @@ def group_pairs(
         other = count != counts[order[start]]
         too_many = (end - start + 1) * longest.sum() * count > max_tokens
         if end > start and (other or waste > overhead or too_many):
-            groups.append(_group(sizes, order[start:end]))
+            groups.append(order[start:end])
             start, waste, longest = end, 0, size
-    return [*groups, _group(sizes, order[start:])] if len(sizes) else []
+    return [*groups, order[start:]] if len(sizes) else []
 
 
-def _groups_of_equals(sizes: np.ndarray, width: int) -> list[PairGroup]:
-    """Pairs that are all alike stay in order: slices of them, with nothing to look up or to put back."""
-    extents = _extents(sizes[:1])
-    return [PairGroup(slice(start, min(start + width, len(sizes))), *extents) for start in range(0, len(sizes), width)]
-
-
-def _group(sizes: np.ndarray, entries: np.ndarray) -> PairGroup:
-    return PairGroup(entries, *_extents(sizes[entries]))
-
-
-def _extents(sizes: np.ndarray) -> list[GridExtent]:
+def _extents(sizes: np.ndarray) -> tuple[GridExtent, GridExtent]:
     """Extents of the two sides of pairs `(pairs, 2, 2)`."""
     lengths, extents = sizes.prod(-1), []
     for side in range(2):
@@ -129,7 +224,7 @@ def _extents(sizes: np.ndarray) -> list[GridExtent]:
         shape = (int(sizes[0, side, 0]), int(sizes[0, side, 1])) if alike else None
         longest = int(lengths[:, side].max())
         extents.append(GridExtent(longest, bool((lengths[:, side] < longest).any()), shape))
-    return extents
+    return extents[0], extents[1]
 
 
 def partner_rows(tasks: np.ndarray) -> np.ndarray:
@@ -147,13 +242,4 @@ def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)
 
 
-def restore_order(values: Sequence[torch.Tensor], groups: Sequence[PairGroup], device: torch.device) -> torch.Tensor:
-    """Results of groups, one row a pair, in the order of the pairs."""
-    joined = values[0] if len(values) == 1 else torch.cat(list(values))
-    if isinstance(groups[0].entries, slice):
-        return joined
-    order = np.concatenate([group.entries for group in groups])
-    return joined.index_select(0, to_device(np.argsort(order), device))
-
-
-__all__ = ["GridPlan", "PairGroup", "group_pairs", "partner_rows", "restore_order", "to_device"]
+__all__ = ["GridPlan", "Grouping", "PairGroup", "group_pairs", "grouping_of", "to_device"]

@@ -383,13 +383,28 @@ def _value_and_grad(
     width = latents.shape[1] if config.chunk_size is None else max(1, config.chunk_size // latents.shape[0])
     values, grads = [], []
     for part in latents.split(width, 1):
-        if not (config.second_order and part.requires_grad):
-            part = part.detach().requires_grad_()
-        value = log_prob(part).float()
-        (grad,) = torch.autograd.grad(value.sum(), part, create_graph=config.second_order)
+        if torch.compiler.is_compiling() and not config.second_order:
+            value, grad = _compiled_value_and_grad(log_prob, part)
+        else:
+            if not (config.second_order and part.requires_grad):
+                part = part.detach().requires_grad_()
+            value = log_prob(part).float()
+            (grad,) = torch.autograd.grad(value.sum(), part, create_graph=config.second_order)
         values.append(value)
         grads.append(grad)
     return torch.cat(values, 1), torch.cat(grads, 1)
+
+
+@torch.no_grad()  # of what is outside; the gradient is taken
+def _compiled_value_and_grad(log_prob: LogProb, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same in a form that `torch.compile` traces."""
+
+    def total(part: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        value = log_prob(part).float()
+        return value.sum(), value
+
+    grad, (_, value) = torch.func.grad_and_value(total, has_aux=True)(latents.detach())
+    return value, grad
 
 
 def _clip(grads: torch.Tensor, start_mask: torch.Tensor, config: SearchConfig) -> torch.Tensor:

@@ -9,14 +9,15 @@ import numpy as np
 import torch
 
 from ..codegen2.infilling_codegen2 import MaskLayout, MiddleLayout
+from .horizon import NO_HORIZON
 from .objectives import (
     IGNORE_INDEX,
     ObjectiveMixture,
     PrefixLM,
     check_label_policy,
     hidden_length,
+    join_units,
     objective_numbers,
-    unit_parts,
     unlearned_ids,
 )
 
@@ -47,6 +48,9 @@ class DataCollatorForCodeObjectives:
         information (`bool`, defaults to `False`):
             Whether to add `objective_ids` and `segment_ids`, `(batch, length)`, and `source_tokens`,
             `(batch, sources)`, the tokens of each source so far, which [`CodeTrainer`] takes out again.
+        horizon (`bool`, defaults to `False`):
+            Whether to add `horizons`, `(batch, length)` float32, for [`HorizonHead`]: behind the t-th of the M tokens of a
+            masked span (M - t) / M, and -1 at all other tokens.
 
     Returns:
         On call, a `dict[str, torch.Tensor]`: `input_ids` and `labels` `(batch, length)` long; `position_ids`,
@@ -80,6 +84,7 @@ class DataCollatorForCodeObjectives:
     labels: str = "no_sentinels"
     span_weight: float = 1.0
     information: bool = False
+    horizon: bool = False
 
     def __post_init__(self):
         check_label_policy(self.labels)
@@ -102,9 +107,7 @@ class DataCollatorForCodeObjectives:
         sizes = np.array([unit.plan.size for unit in units])
         starts = sizes.cumsum() - sizes
         # All sequences at once, as one long row.
-        input_ids = np.empty(sizes.sum(), dtype=np.int64)
-        parts = [part for unit in units for part in unit_parts(unit.token_ids, unit.plan, self.layout)]
-        np.concatenate(parts, out=input_ids, casting="unsafe")
+        input_ids = join_units([unit.token_ids for unit in units], [unit.plan for unit in units], self.layout)
         batch = {"input_ids": input_ids, "labels": self._labels(input_ids, units, starts)}
         if self.attention != "joint":
             batch["position_ids"] = np.arange(len(input_ids)) - starts.repeat(sizes)
@@ -118,6 +121,8 @@ class DataCollatorForCodeObjectives:
             batch |= {"objective_ids": objectives.repeat(sizes), "segment_ids": segments}
         if self.span_weight != 1:
             batch["loss_weights"] = self._weights(units)
+        if self.horizon:
+            batch["horizons"] = self._horizons(units, starts)
         batch = {name: array.reshape(len(examples), -1) for name, array in batch.items()}
         if self.attention == "isolated_4d":
             blocks = None if blocks is None else blocks.reshape(len(examples), -1)
@@ -145,6 +150,19 @@ class DataCollatorForCodeObjectives:
         for number, (unit, start) in enumerate(zip(units, starts.tolist(), strict=True)):
             blocks[start : start + unit.plan.prefix_length] = number
         return blocks
+
+    def _horizons(self, units, starts):
+        """The share of its span that is still to come behind every token of one."""
+        horizons = np.full(sum(unit.plan.size for unit in units), NO_HORIZON, np.float32)
+        before, between = (1, 2) if isinstance(self.layout, MaskLayout) else (0, 0)  # a mask; `<eom>` and the next one
+        for unit, start in zip(units, starts.tolist(), strict=True):
+            if not unit.plan.starts:
+                continue
+            at = start + hidden_length(unit.plan, self.layout, "targets_only") + before
+            for length in unit.plan.lengths:
+                horizons[at : at + length] = np.arange(length - 1, -1, -1) / length
+                at += length + between
+        return horizons
 
     def _weights(self, units):
         """Weights of the labels."""

@@ -454,6 +454,35 @@ def read_rows(sources: list[str], text_column: str | None = None) -> list[dict[s
     return [row for source in sources for row in _rows(source, text_column)]
 
 
+def find_shared_files(
+    rows: Iterable[Mapping[str, str]], sources: Iterable[str], text_column: str | None = None
+) -> dict[str, str]:
+    """
+    Held-out files that occur in the training data, whatever they are called there: compared is their text, white space
+    aside. Reads the training sources once, a row at a time.
+
+    Args:
+        rows (iterable of `dict`): held-out files, of [`read_rows`].
+        sources (`list[str]`): training sources, see [`split_source`].
+        text_column (`str`, *optional*): see [`load_corpus`].
+
+    Returns:
+        `dict[str, str]`: their `path`, and that of a training file of the same text.
+    """
+    wanted: dict[bytes, list[str]] = {}
+    for row in rows:
+        wanted.setdefault(_content(row["text"]), []).append(row["path"])
+    found = {}
+    for source in sources:
+        for row in _rows(source, text_column):
+            found |= dict.fromkeys(wanted.pop(_content(row["text"]), ()), row["path"])
+    return found
+
+
+def _content(text: str) -> bytes:
+    return hashlib.sha256(" ".join(text.split()).encode(errors="surrogatepass")).digest()
+
+
 def _rows(source: str, text_column: str | None) -> Iterator[dict[str, str]]:
     """The rows of [`load_corpus`] without its cache, which only `datasets` has."""
     place = split_source(source)[1]
@@ -468,6 +497,7 @@ def _encode_batch(tokenizer, dummy_prefix: bool, batch: Mapping[str, list]) -> d
 
 __all__ = [
     "find_data_files",
+    "find_shared_files",
     "load_corpus",
     "open_sources",
     "read_rows",

@@ -6,7 +6,9 @@ one process. Benchmarks whose programs are run are in `sampling.py`.
 """
 
 import functools
+import json
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,6 +20,7 @@ from ..batching import evaluating, map_batches
 from ..codegen2.infilling_codegen2 import InfillFormat, cut_around_holes, encode_source, infill, infill_layout
 from .generation import context_length, decode, decode_after, encode_prompt, generate_rows, stop_ids
 from .metrics import infill_scores
+from .records import RecordStore, text_digest, weights_digest
 
 
 MAX_IDLE_TURNS = 10  # through all files without a new span, before it is said that there are no more
@@ -156,6 +159,7 @@ def evaluate_infilling(
     max_new_tokens: int = 64,
     batch_size: int = 32,
     left_to_right: bool = False,
+    keep_in: str | os.PathLike | None = None,
 ) -> tuple[dict[str, float], list[dict]]:
     """
     Fills spans greedily and compares them with the originals.
@@ -171,14 +175,16 @@ def evaluate_infilling(
             the memory is halved.
         left_to_right (`bool`, defaults to `False`): the baseline for models that read in one direction: continue the
             prefix and cut at the true span's number of tokens, which it is told.
+        keep_in (`str` or path, *optional*): a `.jsonl` file to which the result of every case is appended batch by batch; a
+            call with the same model, cases and settings, in any number of processes, goes on from it ([`RecordStore`]).
 
     Returns:
         `tuple[dict[str, float], list[dict]]`: the scores of [`infill_scores`] and `num_cases`, `eom_rate` being the share
-        of spans that ended by the format's end of span (`<eom>`) itself; and for every case, in order, `name`, `kind`,
+        of spans that ended by the format's end of span (`<eom>`) itself; and for every case, in order, `number`, `name`, `kind`,
         `prediction`, `reference`, `ended`. The baseline ends nothing: it has no `eom_rate` and `ended` is `None`.
 
     Raises:
-        ValueError: there are no cases, or as [`infill`].
+        ValueError: there are no cases, `keep_in` holds results of another model, other cases or settings, or as [`infill`].
     """
     if not cases:
         raise ValueError("there are no cases to evaluate; give at least one")
@@ -187,14 +193,47 @@ def evaluate_infilling(
             work = _Continuation(model, tokenizer, max_new_tokens)
         else:
             work = _Infilling(model, tokenizer, infill_format, max_new_tokens)
-        filled = map_batches(work, list(cases), lambda case: len(case.prefix) + len(case.suffix), batch_size)
-    spans, ended = [span for span, _ in filled], [end for _, end in filled]
+        settings = {"infill_format": infill_format, "max_new_tokens": max_new_tokens, "left_to_right": left_to_right}
+        predictions = _fill_all(work, cases, batch_size, keep_in and _store(keep_in, model, cases, settings))
+    spans, ended = ([record[name] for record in predictions] for name in ("prediction", "ended"))
     scores = infill_scores(spans, [case.middle for case in cases], None if left_to_right else ended)
-    predictions = [
-        {"name": case.name, "kind": case.kind, "prediction": span, "reference": case.middle, "ended": end}
-        for case, span, end in zip(cases, spans, ended, strict=True)
-    ]
     return {**scores, "num_cases": len(cases)}, predictions
+
+
+def _store(path, model, cases, settings) -> RecordStore:
+    texts = json.dumps([[case.prefix, case.middle, case.suffix] for case in cases])
+    settings = {**settings, "cases": text_digest(texts), "weights": weights_digest(model)}
+    return RecordStore(path, settings, ("number",), ("name", "kind", "prediction", "reference", "ended"))
+
+
+def _fill_all(work, cases, batch_size, store) -> list[dict]:
+    """A record of every case, in order."""
+    known = {number: record for (number,), record in store.open().items()} if store else {}
+
+    def fill(numbers):
+        filled = zip(numbers, work([cases[number] for number in numbers]), strict=True)
+        records = [
+            {
+                "number": number,
+                "name": cases[number].name,
+                "kind": cases[number].kind,
+                "prediction": span,
+                "reference": cases[number].middle,
+                "ended": ended,
+            }
+            for number, (span, ended) in filled
+        ]
+        if store:
+            store.append(records)
+        return records
+
+    def size(number):
+        return len(cases[number].prefix) + len(cases[number].suffix)
+
+    records = map_batches(fill, range(len(cases)), size, batch_size, known=known)
+    if store:
+        store.close({store.key_of(record): record for record in records})
+    return records
 
 
 class _FirstControlToken(StoppingCriteria):

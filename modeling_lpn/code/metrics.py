@@ -1,7 +1,8 @@
 """Scores of written code: `pass@k` where it is run, a comparison of spans with the original where it is not."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import NormalDist
 
 from ..optional import require
 
@@ -65,6 +66,42 @@ def compute_pass_at_k(outcomes: Iterable[Sequence[bool]], k: Sequence[int] = (1,
     if not counts:
         raise ValueError("there are no tasks to score; give the outcomes of at least one")
     return {f"pass@{tries}": _mean(pass_at_k(*task, tries) for task in counts) for tries in k}
+
+
+def wilson_interval(mean: float, number: int, level: float = 0.95) -> tuple[float, float]:
+    """
+    The Wilson score interval of a share (Wilson, JASA 22, 1927), which is not empty at 0 and 1 either.
+
+    Args:
+        mean (`float`): the share of successes in independent trials. Of a mean of values between 0 and 1 (`pass@k` over
+            tasks, edit similarity over spans) the interval is conservative: they vary less than zeros and ones.
+        number (`int`): how many trials.
+        level (`float`, defaults to 0.95): how often such intervals hold the truth.
+
+    Returns:
+        `tuple[float, float]`
+
+    Example:
+
+    ```python
+    >>> from modeling_lpn.code.metrics import wilson_interval
+
+    >>> [round(bound, 3) for bound in wilson_interval(0.07, 500)]
+    [0.051, 0.096]
+
+    ```
+    """
+    if not 0 <= mean <= 1 or number < 1 or not 0 < level < 1:
+        raise ValueError(f"a mean of {mean} over {number} at the level {level}; give [0, 1], at least 1, and (0, 1)")
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    centre, spread = mean + z * z / (2 * number), z * math.sqrt(mean * (1 - mean) / number + (z / (2 * number)) ** 2)
+    low, high = ((centre + sign * spread) / (1 + z * z / number) for sign in (-1, 1))
+    return min(max(low, 0.0), mean), max(min(high, 1.0), mean)
+
+
+def score_intervals(scores: Mapping[str, float], number: int) -> dict[str, list[float]]:
+    """The 95 % interval ([`wilson_interval`]) of each score, a mean in 0..1 over so many tasks or spans."""
+    return {name: list(wilson_interval(value, number)) for name, value in scores.items()}
 
 
 def edit_distance(first: str, second: str) -> int:

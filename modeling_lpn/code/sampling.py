@@ -11,12 +11,11 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 from tqdm import tqdm
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
@@ -27,7 +26,8 @@ from ..sandbox.execution import ExecutionResult, require_code_execution, run_pro
 from .benchmarks import TRUNCATIONS, CodeTask
 from .evaluation import GREEDY
 from .generation import decode_after, encode_prompt, generate_rows, stop_ids
-from .metrics import compute_pass_at_k
+from .metrics import compute_pass_at_k, score_intervals
+from .records import RecordStore, text_digest, weights_digest
 
 
 CHECK_EVERY = 8  # steps between two looks whether a row has reached what will be cut off
@@ -169,7 +169,7 @@ def sample_completions(
     """
     if len({task.suffix is None for task in tasks}) != 1:
         raise ValueError("some tasks have a suffix and some have none; complete and fill in separate calls")
-    store = _SampleStore(Path(path), _settings(model, tasks, sampling))
+    store = RecordStore(path, _settings(model, tasks, sampling), ("task_id", "sample"), ("completion", "finished"))
     known = store.open()
     keys = [(task, number) for task in tasks for number in range(sampling.num_samples)]
     todo = [(task, number) for task, number in keys if (task.task_id, number) not in known]
@@ -179,29 +179,18 @@ def sample_completions(
             total=len(todo), unit="sample", disable=not todo or not PartialState().is_main_process
         ) as sampler.bar:
             new = map_batches(sampler, todo, lambda key: len(key[0].context + key[0].prompt), sampling.batch_size)
-    known |= {(record["task_id"], record["sample"]): record for record in new}
+    known |= {store.key_of(record): record for record in new}
     store.close(known)
     return [[known[task.task_id, number] for number in range(sampling.num_samples)] for task in tasks]
 
 
 def _settings(model, tasks, sampling) -> dict:
     """What the samples depend on."""
-    settings = json.loads(json.dumps(asdict(sampling)))  # as the file will give them back
+    settings = asdict(sampling)
     for name in ("num_samples", "batch_size"):
         del settings[name]
     texts = json.dumps([[task.task_id, task.context, task.prompt, task.suffix] for task in tasks])
-    weights = json.dumps({name: _checksum(weight) for name, weight in model.state_dict().items()})
-    return {**settings, "tasks": _digest(texts), "weights": _digest(weights)}
-
-
-def _digest(text) -> str:
-    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
-
-
-def _checksum(weight) -> int:
-    """Of the bits, as integers: the same on every machine."""
-    kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return int(weight.detach().contiguous().view(kinds[weight.element_size()]).sum(dtype=torch.int64))
+    return {**settings, "tasks": text_digest(texts), "weights": weights_digest(model)}
 
 
 class _Sampler:
@@ -249,88 +238,6 @@ class _Sampler:
         prefixes, suffixes = [task.context + task.prompt for task in tasks], [task.suffix for task in tasks]
         results = infill(self.model, self.tokenizer, prefixes, suffixes, **kwargs)
         return [result.spans[0] for result in results], [result.finished[0] for result in results]
-
-
-class _SampleStore:
-    """The file of samples, and one more for every further process of a launch while they draw."""
-
-    def __init__(self, path, settings):
-        self.path, self.settings, self.state = path, settings, PartialState()
-        self.settings_path = path.with_suffix(".settings.json")
-        rank = self.state.process_index
-        self.own = path if rank == 0 else path.with_suffix(f".rank{rank}.jsonl")
-
-    def open(self) -> dict:
-        """The samples that there are, the same in every process."""
-        known, error = {}, None
-        if self.state.is_main_process:
-            try:
-                known = self._collect()
-            except ValueError as problem:  # every process must hear of it, or the others would wait for ever
-                error = problem
-        known, error = broadcast_object_list([known, error]) if self.state.num_processes > 1 else (known, error)
-        if error is not None:
-            raise error
-        return known
-
-    def _collect(self) -> dict:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        parts = [path for path in (self.path, *self._other_parts()) if path.exists()]
-        if parts and self.settings_path.exists():
-            before = json.loads(self.settings_path.read_text())
-            other = [name for name, value in self.settings.items() if before.get(name) != value]
-            if other:
-                raise ValueError(
-                    f"{self.path} holds samples made with {other[0]} {before.get(other[0])!r}, now it is "
-                    f"{self.settings[other[0]]!r}; give another output folder, or delete the file"
-                )
-        self.settings_path.write_text(json.dumps(self.settings, indent=1) + "\n")
-        known = {}
-        for path in parts:
-            for record in read_samples(path):
-                known.setdefault((record["task_id"], record["sample"]), record)
-        self._write(known)
-        return known
-
-    def _other_parts(self) -> list[Path]:
-        return sorted(self.path.parent.glob(f"{self.path.stem}.rank*.jsonl"))
-
-    def _write(self, known) -> None:
-        new = self.path.with_suffix(".tmp")
-        new.write_text("".join(json.dumps(record) + "\n" for record in known.values()))
-        os.replace(new, self.path)
-        for path in self._other_parts():
-            path.unlink()
-
-    def append(self, records) -> None:
-        with open(self.own, "a") as file:
-            file.write("".join(json.dumps(record) + "\n" for record in records))
-
-    def close(self, known) -> None:
-        if self.state.is_main_process:
-            self._write(dict(sorted(known.items())))
-        self.state.wait_for_everyone()
-
-
-def read_samples(path: str | os.PathLike) -> list[dict]:
-    """
-    Reads the whole lines of a file of samples.
-
-    Args:
-        path (`str` or path): see [`sample_completions`].
-
-    Returns:
-        `list[dict]`: the lines with all four fields; what an interruption left of a line is skipped.
-    """
-    records = []
-    for line in Path(path).read_bytes().split(b"\n"):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and {"task_id", "sample", "completion", "finished"} <= set(record):
-            records.append(record)
-    return records
 
 
 def run_completions(
@@ -415,8 +322,9 @@ def evaluate_benchmark(
         options: those of [`run_completions`].
 
     Returns:
-        `dict`: `scores` (`pass@k`; `finished_rate`, the share of samples that came to their end), and what else a score
-        means nothing without: the settings of `sampling`, `num_tasks`, `stop_rule`.
+        `dict`: `scores` (`pass@k`; `finished_rate`, the share of samples that came to their end), `intervals_95` of `pass@k`
+        ([`score_intervals`]), and what else a score means nothing without: the settings of `sampling`, `num_tasks`,
+        `stop_rule`.
     """
     samples = sample_completions(model, tokenizer, tasks, sampling, path)
     completions = [[sample["completion"] for sample in some] for some in samples]
@@ -426,6 +334,7 @@ def evaluate_benchmark(
     stop_rule = "end of text, or what the truncation cuts" if tasks[0].suffix is None else "end of the span or text"
     return {
         "scores": {**scores, "finished_rate": sum(finished) / len(finished)},
+        "intervals_95": score_intervals(scores, len(tasks)),
         "num_tasks": len(tasks),
         "stop_rule": stop_rule,
         **asdict(sampling),
@@ -439,7 +348,6 @@ __all__ = [
     "check_benchmark",
     "draw_tokens",
     "evaluate_benchmark",
-    "read_samples",
     "run_completions",
     "sample_completions",
 ]

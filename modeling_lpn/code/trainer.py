@@ -12,6 +12,7 @@ from ..codegen2.modeling_codegen2 import CodeGen2ForCausalLM
 from ..hub import PublishingTrainer
 from ..runs import load_pretrained
 from .evaluation import evaluate_infilling
+from .horizon import HorizonHead
 from .objectives import IGNORE_INDEX, objective_numbers
 from .tokenizer import prepare_codegen2_tokenizer
 
@@ -100,15 +101,24 @@ class CodeTrainer(PublishingTrainer, Trainer):
     Args:
         infill_cases (`list[InfillCase]`, *optional*): holes in held-out files, see [`make_infill_cases`].
         infill_settings (`dict`, *optional*): `infill_format` and `max_new_tokens` of [`evaluate_infilling`].
+        horizon_weight (`float`, defaults to 0.0): weight of horizon-length prediction ([`HorizonHead`]), whose mean absolute
+            error over all tokens of middles in the step (logged as `loss_horizon`) is added to the loss; the collator's
+            `horizon` must be set. The head is part of the checkpoints, for a resume, and is gone when training ends.
         kwargs: arguments of `Trainer`; `train_dataset` is a [`PackedSequences`] or [`StreamedSequences`], the
             `processing_class` the tokenizer.
 
     Raises:
-        ValueError: for `infill_cases` under FSDP, where no process has the whole model to write with.
+        ValueError: for `infill_cases` under FSDP, where no process has the whole model to write with; for a `horizon_weight`
+            below 0, under FSDP, or with adapters, whose checkpoints have no place for the head.
     """
 
-    def __init__(self, *args, infill_cases=None, infill_settings: dict | None = None, **kwargs):
+    def __init__(
+        self, *args, infill_cases=None, infill_settings: dict | None = None, horizon_weight: float = 0.0, **kwargs
+    ):
         super().__init__(*args, **kwargs)
+        self.horizon_weight = horizon_weight
+        if horizon_weight:
+            self._check_horizon()
         if infill_cases and self.is_fsdp_enabled:
             raise ValueError(
                 f"{len(infill_cases)} infill cases are to be written under FSDP, where no process has the whole model; "
@@ -122,12 +132,49 @@ class CodeTrainer(PublishingTrainer, Trainer):
     def _reset(self):
         self._sums = torch.zeros(2, len(objective_numbers()), dtype=torch.float64)  # losses and targets by objective
         self._tokens, self._sources = 0, None
+        self._horizon_sums = torch.zeros(2, dtype=torch.float64)  # errors and tokens of middles
         self._since, self._paused = time.perf_counter(), 0.0
+
+    def _check_horizon(self):
+        fault = "" if self.horizon_weight > 0 else "give a number above 0, or 0 for none"
+        if self.is_fsdp_enabled:
+            fault = "its head is not sharded by FSDP; set it to 0, or train without FSDP"
+        elif hasattr(self.model, "peft_config"):
+            fault = "checkpoints of adapters have no place for its head; set it to 0, or train all weights"
+        if fault:
+            raise ValueError(f"`horizon_weight` is {self.horizon_weight}, but {fault}.")
+
+    def train(self, *args, **kwargs):
+        """As `Trainer.train`, with a [`HorizonHead`] meanwhile if there is a `horizon_weight`."""
+        if not self.horizon_weight:
+            return super().train(*args, **kwargs)
+        self.model.horizon_head = HorizonHead(self.model)
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self.model.horizon_head.remove()
+            del self.model.horizon_head
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """As that of `Trainer`; it also counts the tokens of middles in the whole step."""
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.horizon_weight and batches:
+            if "horizons" not in batches[0]:
+                raise ValueError(
+                    f"`horizon_weight` is {self.horizon_weight}, but the batches have no `horizons`; set `horizon=True` of"
+                    " the collator"
+                )
+            count = sum((batch["horizons"] >= 0).sum() for batch in batches).to(device)
+            if self.args.average_tokens_across_devices:
+                count = self.accelerator.reduce(count, "sum")
+            self._num_horizons = count.clamp(min=1)
+        return batches, num_items
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         labels, objectives = inputs.pop("labels"), inputs.pop("objective_ids", None)
         sources, weights = inputs.pop("source_tokens", None), inputs.pop("loss_weights", None)
         inputs.pop("segment_ids", None)
+        horizons = inputs.pop("horizons", None)
         outputs = model(**inputs, use_cache=False)
         losses, targets = token_losses(outputs.logits, labels)
         has_target = targets != IGNORE_INDEX
@@ -137,6 +184,10 @@ class CodeTrainer(PublishingTrainer, Trainer):
             loss = total / has_target.sum()
         else:
             loss = total / num_items_in_batch
+            if self.horizon_weight and model.training:
+                errors = self.model.horizon_head.errors(horizons)
+                loss = loss + self.horizon_weight * errors / self._num_horizons
+                self._horizon_sums += torch.stack([errors.detach(), (horizons >= 0).sum()]).double().cpu()
             if model.training and self.args.average_tokens_across_devices:
                 loss = loss * self.accelerator.num_processes  # the gradients of the processes are averaged
         if model.training and objectives is not None:
@@ -157,6 +208,9 @@ class CodeTrainer(PublishingTrainer, Trainer):
             for name, number in objective_numbers().items():
                 if targets[number]:
                     logs[f"loss_{name}"] = (losses[number] / targets[number]).item()
+            if self.horizon_weight:
+                errors, middles = self.accelerator.reduce(self._horizon_sums.float().to(losses.device), "sum")
+                logs["loss_horizon"] = (errors / middles.clamp(min=1)).item()
             logs["target_fraction"] = (targets.sum() / tokens).item()
             logs["tokens_per_second"] = tokens / (time.perf_counter() - self._since - self._paused)
             seen = self.accelerator.gather(self._sources[None]).amax(0).tolist()

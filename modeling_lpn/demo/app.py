@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
@@ -30,10 +31,12 @@ from .limits import MAX_CHARACTERS, MAX_HOLES, MAX_INFILL_SECONDS, MAX_NEW_TOKEN
 from .search import (
     MAX_JSON,
     MAX_STEPS,
+    RANKINGS,
     WORKABLE,
     SearchTrace,
     execute_program,
     latent_map,
+    rank_by_leave_one_out,
     read_json_task,
     search_settings,
     watch_search,
@@ -99,6 +102,14 @@ class Programs:
         config = self.pipelines[name].model.config
         return min(2 if config.latent_dim == 2 else 3, config.max_rows, config.max_cols)
 
+    def has_map(self, name: str) -> bool:
+        return self.pipelines[name].model.config.latent_dim == 2
+
+    def saved_search(self, name: str) -> dict[str, Any]:
+        """Budget and ranking that are saved with a model, within the limits."""
+        saved = SearchConfig.of(self.pipelines[name].model.config.search)
+        return {"steps": min(saved.budget or 100, MAX_STEPS), "rank_by": saved.rank_by}
+
     def new_task(self, name: str, size: int) -> str:
         """A pattern task that the model can read, as JSON."""
         config = self.pipelines[name].model.config
@@ -118,19 +129,21 @@ class Programs:
             raise ValueError("The file is no text; give a task in ARC's JSON form.") from error
         return json.dumps(read_json_task(text, self.pipelines[name].processor))
 
-    def search(self, name: str, text: str, method: str, num_steps: int, session: str):
-        """Yields message, curve, program, answers, number of the last step, map and state while a search runs."""
+    def search(self, name: str, text: str, method: str, num_steps: int, rank_by: str, session: str):
+        """Yields status, curve, program, answers, number of the last step, map and state while a search runs."""
         model, processor = self.parts(name)
         task = read_json_task(text, processor)
         stop = self.stops[session] = threading.Event()
         try:
-            yield from self._frames(name, task, search_settings(model, method, int(num_steps)), stop)
+            yield from self._frames(name, task, search_settings(model, method, int(num_steps), rank_by), stop)
         finally:
             if self.stops.get(session) is stop:
                 del self.stops[session]
 
     def _frames(self, name: str, task: dict, settings: SearchConfig, stop: threading.Event):
-        shown, wait = 0.0, FRAME
+        # Answers and map of the search before go; [`draw`] brings the new map.
+        yield status_html("Searching"), gr.skip(), gr.skip(), "", gr.skip(), None, gr.skip()
+        shown, wait, problem = 0.0, FRAME, ""
         for trace in watch_search(*self.parts(name), task, settings, stop):
             if trace.ended or time.monotonic() - shown < wait:
                 continue
@@ -139,37 +152,48 @@ class Programs:
             shown = time.monotonic()
             wait = max(FRAME, 2 * (shown - start))  # a third of the time at most goes into looking
             yield describe_trace(trace), pictures.curve_svg(trace.curve()), program, *[gr.skip()] * 4
+        if settings.rank_by == "leave_one_out" and trace.ended == "finished":
+            yield status_html("Searching without each pair, to rank the programs"), *[gr.skip()] * 6
+            try:
+                rank_by_leave_one_out(*self.parts(name), task, settings, trace)
+            except ValueError as error:  # what was found is shown, ranked by fit
+                problem = pictures.problem_html(error)
         steps, last = [trace.best_of_step(step) for step in range(len(trace.steps))], len(trace.steps) - 1
         state = {"name": name, "task": task, "steps": steps, "a": steps[0][0], "b": trace.ranked()[0][0, 0]}
         yield (
             describe_trace(trace),
             pictures.curve_svg(trace.curve()),
             self.show(name, task, *steps[-1], f"step {last}"),
-            self.answers(name, task, trace),
+            problem + self.answers(name, task, trace),
             gr.update(maximum=max(1, last), value=last, interactive=last > 0),
             gr.skip(),
             state,
         )
-        yield *[gr.skip()] * 5, self.map(name, task, steps), gr.skip()
+
+    def draw(self, state: dict | None) -> str | None:
+        """The map of the task that was searched, of which drawing takes longer than many a search."""
+        return self.map(state["name"], state["task"], state["steps"]) if state else None
 
     def stop(self, session: str) -> None:
         if event := self.stops.get(session):
             event.set()
 
     def answers(self, name: str, task: dict, trace: SearchTrace) -> str:
-        """The two answers to each test input."""
+        """The two answers to each test input; one where no program was found that writes another."""
         grids = execute_program(*self.parts(name), task, *trace.ranked(), candidates=2)
-        titles, flat, truths = [], [], []
+        titles, flat, truths, alone = [], [], [], []
         for number, candidates in enumerate(grids):
             of = f" to test input {number + 1}" if len(grids) > 1 else ""
-            titles += [f"Answer {place}{of}" for place in range(1, len(candidates) + 1)]
-            flat += candidates
-            truths += [task["test"][number].get("output")] * len(candidates)
-        return pictures.answers_html(titles, flat, truths)
+            distinct = [grid for place, grid in enumerate(candidates) if grid not in candidates[:place]]
+            titles += [f"Answer {place}{of}" for place in range(1, len(distinct) + 1)]
+            flat += distinct
+            truths += [task["test"][number].get("output")] * len(distinct)
+            alone += [f"No second answer{of}: the other programs of the search write the same."] * (len(distinct) == 1)
+        return pictures.answers_html(titles, flat, truths) + "".join(f"<p>{text}</p>" for text in alone)
 
     def map(self, name: str, task: dict, steps: list) -> str | None:
         model, processor = self.parts(name)
-        if model.config.latent_dim != 2:
+        if not self.has_map(name):
             return None
         path = [latent.tolist() for latent, _ in steps]
         half = max(3.0, 1.1 * max(abs(value) for place in path for value in place))
@@ -222,10 +246,16 @@ def searched(state: dict | None) -> dict:
 def describe_trace(trace: SearchTrace) -> str:
     words = {"": "Searching", "finished": "Finished", "stopped": "Stopped", "time": "Stopped at the time limit"}
     best = trace.curve()[-1][1]
-    return (
-        f'<div role="status" data-ended="{trace.ended}">{words.get(trace.ended, "Failed")}: {trace.num_evaluations} '
-        f"decoder evaluations, log-likelihood {best:.3g} nats</div>"
+    ranked = "" if trace.ranking is None else ", programs ranked by leave-one-out"
+    return status_html(
+        f"{words.get(trace.ended, 'Failed')}: {trace.num_evaluations} decoder evaluations, log-likelihood {best:.3g} "
+        f"nats{ranked}",
+        trace.ended,
     )
+
+
+def status_html(text: str, ended: str = "") -> str:
+    return f'<div role="status" data-ended="{ended}">{text}</div>'
 
 
 def infill_code(pipeline: CodeInfillingPipeline, text: str, max_new_tokens: int) -> str:
@@ -302,102 +332,137 @@ def build_demo(pipelines: dict[str, Any]) -> gr.Blocks:
 
 
 def search_tab(programs: Programs) -> None:
-    names = list(programs.pipelines)
-    saved = SearchConfig.of(programs.pipelines[names[0]].model.config.search)
-    state = gr.State(None)
+    """The tab about latent search: what is on it, then what happens."""
     with gr.Row():
         with gr.Column(min_width=320):
-            model = gr.Dropdown(names, value=names[0], label="Model", elem_id="model")
-            with gr.Row():
-                size = gr.Slider(
-                    2, 4, programs.pattern_size(names[0]), step=1, label="Side of a pattern", min_width=140
-                )
-                new = gr.Button("New pattern task", elem_id="new", min_width=140)
-            upload = gr.UploadButton("Upload a task (ARC JSON, 1 MB at most)", file_types=[".json"], elem_id="upload")
-            message = gr.HTML(elem_id="message")
-            editor = gr.HTML(
-                programs.new_task(names[0], programs.pattern_size(names[0])),
-                html_template='<div class="editor"></div>',
-                js_on_load=(FOLDER / "editor.js").read_text(),
-                elem_id="editor",
-                colors=list(ARC_PALETTE),
-            )
+            task = task_parts(programs)
         with gr.Column(min_width=320):
-            with gr.Row():
-                method = gr.Radio(list(WORKABLE), value="gradient", label="Search", min_width=140)
-                steps = gr.Slider(
-                    0, MAX_STEPS, min(saved.budget or 100, MAX_STEPS), step=1, label="Steps or samples", min_width=140
-                )
-            with gr.Row():
-                start = gr.Button("Search", variant="primary", elem_id="search", min_width=100)
-                stop = gr.Button("Stop", elem_id="stop", min_width=100)
-            status = gr.HTML(elem_id="status")
-            answers = gr.HTML(elem_id="answers")
-            curve = gr.HTML(elem_id="curve")
-            program = gr.HTML(elem_id="program")
-            step = gr.Slider(0, 1, 0, step=1, label="Look at the program of a step", interactive=False, elem_id="step")
-            plane = gr.HTML(
-                html_template='<canvas class="map" width="328" height="328" tabindex="0" role="application" '
-                'aria-label="Log-likelihood over the latent space; arrows move the point that is executed"></canvas>',
-                js_on_load=(FOLDER / "map.js").read_text(),
-                elem_id="map",
-                visible=programs.pipelines[names[0]].model.config.latent_dim == 2,
-            )
-            with gr.Row():
-                keep_a = gr.Button("Keep as A", size="sm", min_width=80)
-                keep_b = gr.Button("Keep as B", size="sm", min_width=80)
-            between = gr.Slider(
-                0,
-                1,
-                1,
-                step=0.02,
-                label="Between two programs: A (at first the start) and B (the best)",
-                elem_id="between",
-            )
+            search = search_parts(programs)
+            walk = walk_parts(programs)
+    state = gr.State(None)
+    connect_task(programs, task, search, walk, state)
+    connect_search(programs, task, search, walk, state)
+    connect_walk(programs, task, search, walk, state)
 
+
+def task_parts(programs: Programs) -> SimpleNamespace:
+    """Model and task."""
+    names = list(programs.pipelines)
+    side = programs.pattern_size(names[0])
+    model = gr.Dropdown(names, value=names[0], label="Model", elem_id="model")
+    with gr.Row():
+        size = gr.Slider(2, 4, side, step=1, label="Side of a pattern", min_width=140)
+        new = gr.Button("New pattern task", elem_id="new", min_width=140)
+    upload = gr.UploadButton("Upload a task (ARC JSON, 1 MB at most)", file_types=[".json"], elem_id="upload")
+    message = gr.HTML(elem_id="message")
+    editor = gr.HTML(
+        programs.new_task(names[0], side),
+        html_template='<div class="editor"></div>',
+        js_on_load=(FOLDER / "editor.js").read_text(),
+        elem_id="editor",
+        colors=list(ARC_PALETTE),
+    )
+    return SimpleNamespace(model=model, size=size, new=new, upload=upload, message=message, editor=editor)
+
+
+def search_parts(programs: Programs) -> SimpleNamespace:
+    """Settings of a search, and what it finds."""
+    saved = programs.saved_search(next(iter(programs.pipelines)))
+    with gr.Row():
+        method = gr.Radio(list(WORKABLE), value="gradient", label="Search", min_width=140)
+        steps = gr.Slider(0, MAX_STEPS, saved["steps"], step=1, label="Steps or samples", min_width=140)
+    rank_by = gr.Radio(
+        [("fit to all pairs", RANKINGS[0]), ("leaving out each pair (takes longer)", RANKINGS[1])],
+        value=saved["rank_by"],
+        label="Rank the programs by",
+        elem_id="rank",
+    )
+    with gr.Row():
+        start = gr.Button("Search", variant="primary", elem_id="search", min_width=100)
+        stop = gr.Button("Stop", elem_id="stop", min_width=100)
+    status, answers = gr.HTML(elem_id="status"), gr.HTML(elem_id="answers")
+    curve, program = gr.HTML(elem_id="curve"), gr.HTML(elem_id="program")
+    settings = {"method": method, "steps": steps, "rank_by": rank_by, "start": start, "stop": stop}
+    return SimpleNamespace(**settings, status=status, answers=answers, curve=curve, program=program)
+
+
+def walk_parts(programs: Programs) -> SimpleNamespace:
+    """Ways to look at other programs than the best."""
+    step = gr.Slider(0, 1, 0, step=1, label="Look at the program of a step", interactive=False, elem_id="step")
+    plane = gr.HTML(
+        html_template='<canvas class="map" width="328" height="328" tabindex="0" role="application" '
+        'aria-label="Log-likelihood over the latent space; arrows move the point that is executed"></canvas>',
+        js_on_load=(FOLDER / "map.js").read_text(),
+        elem_id="map",
+        visible=programs.has_map(next(iter(programs.pipelines))),
+    )
+    with gr.Row():
+        keep_a = gr.Button("Keep as A", size="sm", min_width=80)
+        keep_b = gr.Button("Keep as B", size="sm", min_width=80)
+    label = "Between two programs: A (at first the start) and B (the best)"
+    between = gr.Slider(0, 1, 1, step=0.02, label=label, elem_id="between")
+    return SimpleNamespace(step=step, plane=plane, keep_a=keep_a, keep_b=keep_b, between=between)
+
+
+LOOKS = {"show_progress": "hidden", "concurrency_id": "look", "concurrency_limit": PARALLEL}
+
+
+def connect_task(programs: Programs, task, search, walk, state) -> None:
     def choose(name: str):
-        side = programs.pattern_size(name)
-        visible = programs.pipelines[name].model.config.latent_dim == 2
-        return programs.new_task(name, side), side, gr.update(visible=visible)
+        side, saved = programs.pattern_size(name), programs.saved_search(name)
+        shown = gr.update(visible=programs.has_map(name))
+        return programs.new_task(name, side), side, shown, saved["steps"], saved["rank_by"]
 
-    def search(name: str, text: str, how: str, budget: float, request: gr.Request):
+    task.model.change(choose, task.model, [task.editor, task.size, walk.plane, search.steps, search.rank_by])
+    renew = kindly(1)(lambda name, side: (programs.new_task(name, side),))
+    task.new.click(renew, [task.model, task.size], [task.message, task.editor])
+    read = kindly(1)(lambda name, path: (programs.read_file(name, path),))
+    task.upload.upload(read, [task.model, task.upload], [task.message, task.editor], **LOOKS)
+    # What was found for a task goes when the task goes; not when a cell of it is edited, to see what that changes.
+    found = [search.status, search.curve, search.program, search.answers, walk.plane, state]
+    for event in (task.model.change, task.new.click):
+        event(lambda: ("", "", "", "", None, None), None, found, **LOOKS)
+
+
+def connect_search(programs: Programs, task, search, walk, state) -> None:
+    def run(name: str, text: str, how: str, budget: float, rank_by: str, request: gr.Request):
+        status = gr.skip()  # a task that cannot be searched leaves what is there
         try:
-            for frame in programs.search(name, text, how, budget, request.session_hash):
+            for frame in programs.search(name, text, how, budget, rank_by, request.session_hash):
                 yield "", *frame
+                status = status_html("Ended without an answer", "failed")
         except (ValueError, TypeError) as error:
-            yield pictures.problem_html(error), *[gr.skip()] * 7
+            yield pictures.problem_html(error), status, *[gr.skip()] * 6
 
     def end(request: gr.Request):
         programs.stop(request.session_hash)
 
-    def execute(kept: dict | None, event: gr.EventData):
-        return programs.show_point(kept, float(event.x), float(event.y))
-
-    looks = {"show_progress": "hidden", "concurrency_id": "look", "concurrency_limit": PARALLEL}
-    model.change(choose, model, [editor, size, plane])
-    new.click(kindly(1)(lambda name, side: (programs.new_task(name, side),)), [model, size], [message, editor])
-    upload.upload(
-        kindly(1)(lambda name, path: (programs.read_file(name, path),)), [model, upload], [message, editor], **looks
-    )
-    # What was found for a task goes when the task goes; not when a cell of it is edited, to see what that changes.
-    for event in (model.change, new.click):
-        event(lambda: ("", "", "", "", None, None), None, [status, curve, program, answers, plane, state], **looks)
-    start.click(
-        search,
-        [model, editor, method, steps],
-        [message, status, curve, program, answers, step, plane, state],
+    ended = search.start.click(
+        run,
+        [task.model, task.editor, search.method, search.steps, search.rank_by],
+        [task.message, search.status, search.curve, search.program, search.answers, walk.step, walk.plane, state],
         show_progress="hidden",
         concurrency_id="search",
         concurrency_limit=PARALLEL,
     )
-    stop.click(end, None, None, queue=False)
-    step.release(kindly(2)(programs.show_step), [state, step], [message, program, state], **looks)
-    plane.execute(kindly(2)(execute), state, [message, program, state], **looks)
-    between.release(kindly(2)(programs.show_between), [state, between], [message, program, state], **looks)
-    for button, which in ((keep_a, "a"), (keep_b, "b")):
-        button.click(
-            kindly(2)(functools.partial(programs.keep, which=which)), state, [message, status, state], **looks
-        )
+    # Apart from the search, whose button would do nothing while the map is drawn.
+    ended.then(programs.draw, state, walk.plane, trigger_mode="always_last", **LOOKS)
+    search.stop.click(end, None, None, queue=False)
+
+
+def connect_walk(programs: Programs, task, search, walk, state) -> None:
+    def execute(kept: dict | None, event: gr.EventData):
+        return programs.show_point(kept, float(event.x), float(event.y))
+
+    shown = [task.message, search.program, state]
+    # `input`, not `release`, which keys do not raise; while one is answered, only the newest waits.
+    walk.step.input(kindly(2)(programs.show_step), [state, walk.step], shown, trigger_mode="always_last", **LOOKS)
+    walk.plane.execute(kindly(2)(execute), state, shown, **LOOKS)
+    between = kindly(2)(programs.show_between)
+    walk.between.input(between, [state, walk.between], shown, trigger_mode="always_last", **LOOKS)
+    for button, which in ((walk.keep_a, "a"), (walk.keep_b, "b")):
+        keep = kindly(2)(functools.partial(programs.keep, which=which))
+        button.click(keep, state, [task.message, search.status, state], **LOOKS)
 
 
 def infill_tab(codes: dict[str, CodeInfillingPipeline]) -> None:
@@ -419,8 +484,8 @@ def objective_tab(pipeline: CodeInfillingPipeline) -> None:
     show = gr.Button("Show", variant="primary", elem_id="show")
     message, result = gr.HTML(elem_id="objective-message"), gr.HTML(elem_id="example")
     handler = kindly(1)(lambda kind, source, number: (objective_example(pipeline, kind, source, number),))
-    for event in (show.click, name.change, seed.release):
-        event(handler, [name, text, seed], [message, result], show_progress="hidden")
+    for event in (show.click, name.change, seed.input):
+        event(handler, [name, text, seed], [message, result], show_progress="hidden", trigger_mode="always_last")
 
 
 def launch_settings() -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 
 from ..lpn.modeling_lpn import LPNModel
 from ..lpn.processing_lpn import LPNProcessor
-from ..lpn.search_lpn import SearchConfig, rank_visited, search_latents
+from ..lpn.search_lpn import SearchConfig, SearchOutput, rank_visited, search_latents
 
 
 MAX_JSON = 2**20  # bytes of a task
@@ -20,6 +20,7 @@ MAX_STEPS = 300
 MAX_SECONDS = 60.0
 RANDOM_CHUNK = 10  # samples between two looks at a random search
 WORKABLE = ("gradient", "random")
+RANKINGS = ("fit", "leave_one_out")
 
 
 class SearchStopped(Exception):
@@ -36,16 +37,20 @@ class SearchTrace:
         values (`list[torch.Tensor]`): their log-likelihoods `(candidates,)`.
         prior_weight (`float`): pull towards the prior in the ranking.
         ended (`str`): why it ended: `"finished"`, `"stopped"`, `"time"`, or empty while it runs.
+        seconds (`float`): it has taken, once it has ended.
+        ranking ([`SearchOutput`], *optional*): of [`rank_by_leave_one_out`], instead of that by fit.
     """
 
     steps: list[torch.Tensor] = field(default_factory=list)
     values: list[torch.Tensor] = field(default_factory=list)
     prior_weight: float = 0.0
     ended: str = ""
+    seconds: float = 0.0
+    ranking: SearchOutput | None = None
 
     @property
     def num_evaluations(self) -> int:
-        return sum(map(len, self.values))
+        return sum(map(len, self.values)) if self.ranking is None else int(self.ranking.num_evaluations)
 
     def curve(self) -> list[tuple[int, float]]:
         """Evaluations spent and the best log-likelihood until then, after each call."""
@@ -63,6 +68,8 @@ class SearchTrace:
 
     def ranked(self) -> tuple[torch.Tensor, torch.Tensor]:
         """All latents `(1, visited, latent_dim)`, best first, and their scores `(1, visited)`."""
+        if self.ranking is not None:
+            return self.ranking.latents, self.ranking.log_probs
         latents, values = torch.cat(self.steps)[None, :, None], torch.cat(self.values)[None, :, None]
         scores = values - 0.5 * self.prior_weight * latents.square().sum(-1)
         found = rank_visited(latents, scores, torch.ones_like(scores, dtype=torch.bool))
@@ -85,21 +92,22 @@ def read_json_task(text: str, processor: LPNProcessor) -> dict[str, Any]:
     return task
 
 
-def search_settings(model: LPNModel, method: str, num_steps: int) -> SearchConfig:
+def search_settings(model: LPNModel, method: str, num_steps: int, rank_by: str = "fit") -> SearchConfig:
     """
-    The settings saved with the model at another method and budget. Ranking by leave-one-out, which compares whole
-    searches, cannot be watched and becomes ranking by fit.
+    The settings saved with the model at another method, budget and ranking.
 
-    Raises `ValueError` for another method and a budget beyond the limit.
+    Raises `ValueError` for another method or ranking, a budget beyond the limit, and a ranking that the other settings of
+    the model do not allow.
     """
+    if rank_by not in RANKINGS:
+        raise ValueError(f"The ranking is {rank_by!r}; known here: {', '.join(RANKINGS)}.")
     if method not in WORKABLE:
         raise ValueError(f"The method is {method!r}; known here: {', '.join(WORKABLE)}.")
     if not 0 <= num_steps <= MAX_STEPS:
         raise ValueError(f"The budget is {num_steps}; this demo allows 0 to {MAX_STEPS}.")
     saved = SearchConfig.of(model.config.search)
-    if saved.rank_by != "fit":
-        saved = saved.override(rank_by="fit")
-    settings: dict[str, Any] = {"method": method, "num_samples" if method == "random" else "num_steps": num_steps}
+    settings: dict[str, Any] = {"method": method, "rank_by": rank_by}
+    settings |= {"num_samples" if method == "random" else "num_steps": num_steps}
     return saved.override(**settings, chunk_size=RANDOM_CHUNK if method == "random" else None)
 
 
@@ -107,11 +115,12 @@ def watch_search(
     model: LPNModel, processor: LPNProcessor, task: dict, config: SearchConfig, stop: threading.Event, seed: int = 0
 ) -> Iterator[SearchTrace]:
     """
-    Searches in a thread and yields what was visited until now whenever there is more, at last the whole.
+    Searches in a thread and yields what was visited until now whenever there is more, at last the whole. Ranking by
+    leave-one-out compares whole searches and cannot be watched: see [`rank_by_leave_one_out`].
 
     Args:
         model, processor, task: as for [`ProgramInductionPipeline`].
-        config ([`SearchConfig`]): settings that rank by fit.
+        config ([`SearchConfig`]): settings; what is watched ranks by fit.
         stop (`threading.Event`): ends the search after its current step; what was visited is kept. It is set at the end.
         seed (`int`): seed of the samples.
 
@@ -120,10 +129,11 @@ def watch_search(
     """
     inputs = processor(task).to(model.device)
     demonstrations = {name: value for name, value in inputs.items() if not name.startswith("query")}
-    latents = model.encode(**demonstrations).latents.detach()
+    latents, config = model.encode(**demonstrations).latents.detach(), config.override(rank_by="fit")
     trace, news = SearchTrace(prior_weight=config.prior_weight), queue.SimpleQueue[None]()
     errors: list[BaseException] = []
-    deadline = time.monotonic() + MAX_SECONDS
+    start = time.monotonic()
+    deadline = start + MAX_SECONDS
 
     def log_prob(candidates: torch.Tensor) -> torch.Tensor:
         if trace.steps and (stop.is_set() or time.monotonic() > deadline):
@@ -145,6 +155,7 @@ def watch_search(
         except BaseException as error:  # raised again in the thread that waits
             errors.append(error)
             trace.ended = "failed"
+        trace.seconds = time.monotonic() - start
         news.put(None)
 
     worker = threading.Thread(target=work, daemon=True)
@@ -162,6 +173,30 @@ def watch_search(
         yield trace
     finally:
         stop.set()
+
+
+def rank_by_leave_one_out(
+    model: LPNModel, processor: LPNProcessor, task: dict, config: SearchConfig, trace: SearchTrace, seed: int = 0
+) -> None:
+    """
+    Ranks what a finished search has visited by how well searches without one pair explain that pair, in `trace.ranking`.
+
+    Args:
+        config ([`SearchConfig`]): settings of the search that was watched, with `rank_by="leave_one_out"`.
+        trace ([`SearchTrace`]): of [`watch_search`] with the same task, settings and seed.
+
+    Raises `ValueError` where the searches that this takes, one for each pair and one more, would exceed the time limit.
+    """
+    inputs = processor(task).to(model.device)
+    demonstrations = {name: value for name, value in inputs.items() if not name.startswith("query")}
+    expected = trace.seconds * (1 + len(task["train"]))
+    if expected > MAX_SECONDS:
+        raise ValueError(
+            f"Ranking by leave-one-out would take about {expected:.0f} s, this demo allows {MAX_SECONDS:.0f}; give fewer "
+            "steps, or rank by fit."
+        )
+    generator = torch.Generator(model.device).manual_seed(seed)
+    trace.ranking = model.search(**demonstrations, search_config=config, generator=generator)
 
 
 @torch.no_grad()
@@ -202,9 +237,11 @@ def latent_map(model: LPNModel, processor: LPNProcessor, task: dict, half: float
 __all__ = [
     "MAX_JSON",
     "MAX_STEPS",
+    "RANKINGS",
     "SearchTrace",
     "execute_program",
     "latent_map",
+    "rank_by_leave_one_out",
     "read_json_task",
     "search_settings",
     "watch_search",

@@ -286,6 +286,16 @@ def find_leaks(tasks: list[dict], training_pairs: Iterable[tuple[str, np.ndarray
     }
 
 
+def find_leaks_in(tasks: list[dict], sources: Iterable[str | os.PathLike]) -> dict[str, dict]:
+    """[`find_leaks`] over several training sources, each as of [`read_training_pairs`]."""
+    found: dict[str, dict] = {}
+    for source in sources:
+        for task_id, leak in find_leaks(tasks, read_training_pairs(source)).items():
+            known = found.setdefault(task_id, leak)
+            known["shared_pairs"] = max(known["shared_pairs"], leak["shared_pairs"])
+    return found
+
+
 def _content(input_grid: np.ndarray, output_grid: np.ndarray) -> tuple:
     grids = (input_grid, output_grid)
     return tuple((grid.shape, grid.astype(np.uint8).tobytes()) for grid in grids)

@@ -3,65 +3,26 @@
 import numpy as np
 import pytest
 import torch
-from cases_codegen2 import tiny_config, tiny_tokenizer
+from cases_any_model import CONFIGS, LAYOUTS, SIZES, make, sequences
+from cases_codegen2 import tiny_tokenizer
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
     BloomForCausalLM,
-    Gemma2Config,
-    GPT2Config,
-    LlamaConfig,
-    Qwen2Config,
+    Gemma3Config,
+    Gemma3TextConfig,
+    SiglipVisionConfig,
     default_data_collator,
 )
+from transformers.models.hrm_text.configuration_hrm_text import HrmTextConfig
 
 from modeling_lpn import (
-    CodeGen2ForCausalLM,
     CodeTrainer,
     DataCollatorForCodeObjectives,
-    DocumentStream,
     ObjectiveMixture,
-    PackedSequences,
 )
 from modeling_lpn.code.arguments import CodeTrainingArguments
 from modeling_lpn.code.collator import check_attention
-from modeling_lpn.code.packing import TokenizedDocuments
-from modeling_lpn.codegen2.infilling_codegen2 import MaskLayout, MiddleLayout
-
-
-SIZES = {
-    "vocab_size": 128,
-    "hidden_size": 32,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-}
-SIZES |= {"num_key_value_heads": 2, "max_position_embeddings": 256, "initializer_range": 0.2}
-CONFIGS = {
-    "llama": lambda: LlamaConfig(**SIZES),
-    "qwen2": lambda: Qwen2Config(**SIZES),
-    "gemma2": lambda: Gemma2Config(**SIZES, head_dim=16, sliding_window=16),
-    "gpt2": lambda: GPT2Config(vocab_size=128, n_embd=32, n_layer=2, n_head=2, n_positions=256, initializer_range=0.2),
-    "codegen2": lambda: tiny_config(vocab_size=128, n_positions=256, initializer_range=0.2, mp_num=1),
-}
-MASKS = MaskLayout(masks=(120, 119, 118, 117), separator=121, end_of_span=122, end_of_text=123)
-MIDDLE = MiddleLayout(prefix=120, suffix=121, middle=122, stops=(123,))
-LAYOUTS = {"codegen2": MASKS, "incoder": MASKS, "fim": MIDDLE, "causal": MIDDLE, "prefix_lm": MASKS}
-
-
-def make(name):
-    torch.manual_seed(0)
-    config = CONFIGS[name]()
-    config._attn_implementation = "eager" if name == "gemma2" else "sdpa"  # the former has no other
-    kind = CodeGen2ForCausalLM if name == "codegen2" else AutoModelForCausalLM
-    return (kind._from_config(config) if name == "codegen2" else kind.from_config(config)).eval()
-
-
-def sequences(preset, documents=12, max_length=48, **kwargs):
-    rng = np.random.default_rng(0)
-    files = TokenizedDocuments.from_lists([rng.integers(0, 100, 14).tolist() for _ in range(documents)])
-    mixture = ObjectiveMixture.from_preset(preset, per="document")
-    return PackedSequences(DocumentStream({"code": files}), mixture, LAYOUTS[preset], max_length, **kwargs)
 
 
 def logits(model, batch):
@@ -101,6 +62,44 @@ def test_packed_files_do_not_see_each_other(name, attention, preset):
             torch.testing.assert_close(logits(model, alone)[0], before[row, own], atol=2e-5, rtol=1e-4)
 
 
+def gemma3():
+    torch.manual_seed(0)
+    layers = ["sliding_attention", "full_attention"]
+    text = Gemma3TextConfig(**SIZES, head_dim=16, sliding_window=16, layer_types=layers)
+    image = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = SiglipVisionConfig(**image, image_size=28, patch_size=14)
+    config = Gemma3Config(text_config=text, vision_config=vision, image_token_index=127, mm_tokens_per_image=4)
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+def hrm_text():
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(
+        HrmTextConfig(**{**SIZES, "num_hidden_layers": 1}, H_cycles=1, L_cycles=1)
+    ).eval()
+
+
+def test_a_prefix_lm_of_transformers_reads_each_prefix_in_both_directions():
+    model, data = hrm_text(), sequences("prefix_lm")
+    check_attention(model, "isolated_4d", data.mixture)
+    collator = DataCollatorForCodeObjectives(LAYOUTS["prefix_lm"], "isolated_4d", information=True)
+    batch = collator([data[index] for index in range(4)])
+    before, units, seen = logits(model, batch), [data[index]["units"] for index in range(4)], 0
+    for row, some in enumerate(units):
+        start = 0
+        for unit in some:
+            prefix, end = start + unit.plan.prefix_length, start + unit.plan.size
+            if unit.plan.prefix_length > 1:
+                for place, changes in ((prefix - 1, range(start, end)), (prefix, range(prefix, end))):
+                    ids = batch["input_ids"].clone()
+                    ids[row, place] = (ids[row, place] + 1) % 100
+                    moved = (logits(model, {**batch, "input_ids": ids}) - before).abs().amax(-1) > 2e-5
+                    assert moved.nonzero().tolist() == [[row, position] for position in changes]
+                seen += 1
+            start = end
+    assert seen > 2
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_model_trains(name, tmp_path):
     preset = "fim" if name == "codegen2" else "codegen2"  # each one's own is tested elsewhere
@@ -133,6 +132,11 @@ def test_what_a_model_cannot_read_is_refused():
     prefix_lm, fim = ObjectiveMixture.from_preset("prefix_lm"), ObjectiveMixture.from_preset("fim")
     for name in CONFIGS:
         check_attention(make(name), "isolated", fim)
+    with pytest.raises(ValueError, match="HrmTextForCausalLM takes no `block_sequence_ids`.*'isolated_4d'"):
+        check_attention(hrm_text(), "isolated", prefix_lm)
+    for attention, fault in (("isolated", "takes no `block_sequence_ids`"), ("isolated_4d", "a sliding window")):
+        with pytest.raises(ValueError, match=fault):  # by `token_type_ids` its prefixes would see what follows them
+            check_attention(gemma3(), attention, prefix_lm)
     check_attention(make("codegen2"), "isolated", prefix_lm)
     check_attention(make("llama"), "isolated_4d", prefix_lm)
     with pytest.raises(ValueError, match="LlamaForCausalLM takes no `block_sequence_ids`.* `attention` 'isolated_4d'"):

@@ -88,7 +88,7 @@ def test_only_the_end_of_span_token_counts_as_its_end(tokenizer):
     assert scores["exact_match"] == 1.0 and scores["eom_rate"] == 0.25 and scores["num_cases"] == 4
     assert [prediction["ended"] for prediction in predictions] == [True, False, False, False]
     assert predictions[2] == {
-        "name": "2", "kind": "line", "prediction": "return", "reference": "return", "ended": False
+        "number": 2, "name": "2", "kind": "line", "prediction": "return", "reference": "return", "ended": False
     }  # fmt: skip
 
 

@@ -11,7 +11,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modeling_lpn.code import metrics
-from modeling_lpn.code.metrics import compute_pass_at_k, edit_distance, infill_scores, pass_at_k
+from modeling_lpn.code.metrics import compute_pass_at_k, edit_distance, infill_scores, pass_at_k, wilson_interval
+
+
+@pytest.mark.parametrize("successes, number", [(0, 20), (1, 20), (7, 100), (500, 500), (1, 1), (3, 1000)])
+@pytest.mark.parametrize("level", [0.9, 0.95])
+def test_the_interval_is_that_of_wilson(successes, number, level):
+    stats = pytest.importorskip("scipy.stats")
+    expected = stats.binomtest(successes, number).proportion_ci(level, method="wilson")
+    assert wilson_interval(successes / number, number, level) == pytest.approx((expected.low, expected.high), abs=1e-9)
+
+
+def test_the_interval_needs_a_share_of_something():
+    for mean, number, level in [(1.2, 5, 0.95), (0.5, 0, 0.95), (0.5, 5, 1.0)]:
+        with pytest.raises(ValueError, match=f"a mean of {mean} over {number} at the level {level}"):
+            wilson_interval(mean, number, level)
 
 
 def test_pass_at_k_is_the_share_of_draws_with_a_right_sample():

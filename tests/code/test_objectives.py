@@ -26,7 +26,8 @@ from modeling_lpn.code.objectives import (
     Infill,
     PrefixLM,
     SpanCorruption,
-    unit_parts,
+    _choose,
+    join_units,
     unlearned_ids,
 )
 from modeling_lpn.code.packing import TokenizedDocuments
@@ -226,20 +227,66 @@ def test_as_many_spans_as_there_are_masks():
     assert len(unit["plan"].starts) == MASKS.max_holes and restore(unit, MASKS) == source_of(600).tolist()
 
 
-@given(length=st.integers(60, 400), seed=seeds, final=st.booleans())
-@settings(max_examples=80, deadline=None)
-def test_index_arithmetic_equals_the_layout(length, seed, final):
-    source = source_of(length)
-    objective = SpanCorruption((0.4, 0.6), mean_span_length=2.0, final_end_of_text=final)
-    plan = objective.plan(source, 4 * length, np.random.default_rng(seed), MASKS)
-    assert len(plan.starts) > MANY_SPANS
+def naive_unit(source, plan, layout):
+    """A unit by the layout alone."""
+    source = source[: plan.taken].tolist()
+    if not plan.starts:
+        return source + [layout.end_of_text] * plan.ends
     pieces, spans, at = [], [], 0
-    for start, span in zip(plan.starts, plan.lengths, strict=True):
-        pieces.append(source[at:start].tolist())
-        spans.append(source[start : start + span].tolist())
-        at = start + span
-    expected = MASKS.sequence([*pieces, source[at:].tolist()], spans, final)
-    assert np.concatenate(unit_parts(source, plan, MASKS)).tolist() == expected
+    for start, length in zip(plan.starts, plan.lengths, strict=True):
+        pieces.append(source[at:start])
+        spans.append(source[start : start + length])
+        at = start + length
+    return layout.sequence([*pieces, source[at:]], spans, plan.ends)
+
+
+INCODER = MaskLayout(masks=MASKS.masks, separator=None, end_of_span=MASKS.end_of_span, end_of_text=MASKS.end_of_text)
+STARTED = replace(MASKS, start=(MASKS.end_of_text, MASKS.end_of_span))
+
+
+@given(
+    lengths=st.lists(st.integers(1, 400), min_size=1, max_size=6),
+    seed=seeds,
+    final=st.booleans(),
+    layout=st.sampled_from([MASKS, INCODER, STARTED]),
+)
+@settings(max_examples=150, deadline=None)
+def test_index_arithmetic_equals_the_layout(lengths, seed, final, layout):
+    rng = np.random.default_rng(seed)
+    means = (1.0, 2.0, 8.0)
+    objectives = [SpanCorruption((0.4, 0.6), mean_span_length=mean, final_end_of_text=final) for mean in means]
+    objectives += [SpanCorruption(final_end_of_text=final), OBJECTIVES["causal"]()]
+    sources = [source_of(length) for length in lengths]
+    plans = [
+        objectives[rng.integers(len(objectives))].plan(source, 4 * len(source) + 64, rng, layout) for source in sources
+    ]
+    expected = [
+        token for source, plan in zip(sources, plans, strict=True) for token in naive_unit(source, plan, layout)
+    ]
+    found = join_units(sources, plans, layout)
+    assert found.dtype == np.int64 and found.tolist() == expected
+
+
+def test_many_spans_are_arranged_at_once():
+    objective = SpanCorruption((0.5, 0.5), mean_span_length=2.0)
+    assert len(objective.plan(source_of(300), 2000, np.random.default_rng(0), MASKS).starts) > MANY_SPANS
+
+
+@pytest.mark.parametrize("total, count", [(5, 2), (5, 3), (6, 6), (4, 0), (20, 9), (40, 12)])
+def test_every_choice_is_equally_likely(total, count):
+    rng, counts = np.random.default_rng(0), np.zeros(total)
+    pairs, rounds = np.zeros((total, total)), 4000
+    for _ in range(rounds):
+        chosen = list(_choose(total, count, rng))
+        assert len(set(chosen)) == count and chosen == sorted(chosen)
+        counts[chosen] += 1
+        pairs[np.ix_(chosen, chosen)] += 1
+    share = count / total
+    deviation = 5 * np.sqrt(rounds * max(share * (1 - share), 1e-9))
+    assert np.abs(counts - rounds * share).max() <= deviation
+    both = share * (count - 1) / (total - 1)
+    off = pairs[~np.eye(total, dtype=bool)]
+    assert np.abs(off - rounds * both).max() <= 5 * np.sqrt(rounds * max(both * (1 - both), 1e-9))
 
 
 def test_spans_lie_everywhere_with_the_same_probability():

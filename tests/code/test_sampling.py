@@ -7,12 +7,12 @@ import torch
 
 from modeling_lpn import CodeGen2ForCausalLM
 from modeling_lpn.code.benchmarks import TRUNCATIONS, CodeTask
+from modeling_lpn.code.records import read_records
 from modeling_lpn.code.sampling import (
     InverseSampler,
     SamplingConfig,
     check_benchmark,
     evaluate_benchmark,
-    read_samples,
     run_completions,
     sample_completions,
 )
@@ -68,6 +68,16 @@ def test_a_sample_does_not_depend_on_its_batch(tmp_path, model, tokenizer, tasks
     assert other != samples[0]
 
 
+@pytest.mark.parametrize("tasks", [TASKS, HOLES], ids=["continue", "fill"])
+def test_a_greedy_completion_does_not_depend_on_its_batch(tmp_path, model, tokenizer, tasks):
+    greedy = SamplingConfig(max_new_tokens=12)
+    found = [
+        sample_completions(model, tokenizer, tasks, changed(greedy, batch_size=size), tmp_path / f"{size}.jsonl")
+        for size in (1, 2, 32)
+    ]
+    assert found[0] == found[1] == found[2]
+
+
 def test_an_interrupted_run_goes_on(tmp_path, model, tokenizer, monkeypatch):
     whole = sample_completions(model, tokenizer, TASKS, SAMPLING, tmp_path / "whole.jsonl")
     path = tmp_path / "broken.jsonl"
@@ -112,11 +122,11 @@ def test_samples_that_were_made_otherwise_are_not_taken(tmp_path, model, tokeniz
         sample_completions(model, tokenizer, TASKS + HOLES, SAMPLING, path)
 
 
-def test_read_samples_skips_what_is_no_sample(tmp_path):
+def test_reading_skips_what_is_no_record(tmp_path):
     good = {"task_id": "a", "sample": 0, "completion": "ü\n\ud800", "finished": True}
     lines = [json.dumps(good).encode(), b"", b"[1]", b'{"task_id": "b"}', b"\xff\xfe", json.dumps(good).encode()[:-3]]
     (tmp_path / "samples.jsonl").write_bytes(b"\n".join(lines))
-    assert read_samples(tmp_path / "samples.jsonl") == [good]
+    assert read_records(tmp_path / "samples.jsonl", set(good)) == [good]
 
 
 def test_greedy_completions_end_where_they_will_be_cut(tmp_path, tokenizer, model):

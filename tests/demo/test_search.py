@@ -8,7 +8,14 @@ import torch
 
 from modeling_lpn import LPNConfig, LPNModel, LPNProcessor, ProgramInductionPipeline
 from modeling_lpn.demo import search
-from modeling_lpn.demo.search import execute_program, latent_map, read_json_task, search_settings, watch_search
+from modeling_lpn.demo.search import (
+    execute_program,
+    latent_map,
+    rank_by_leave_one_out,
+    read_json_task,
+    search_settings,
+    watch_search,
+)
 
 
 TASK = {
@@ -88,7 +95,26 @@ def test_what_is_refused(infer):
         search_settings(infer.model, "all", 3)
 
 
-def test_ranking_by_leave_one_out_becomes_ranking_by_fit():
-    model = LPNModel(LPNConfig(max_rows=4, max_cols=4, search={"rank_by": "leave_one_out", "num_steps": 3}))
-    config = search_settings(model, "gradient", 5)
-    assert (config.rank_by, config.num_steps, config.chunk_size) == ("fit", 5, None)
+@pytest.mark.parametrize("method", search.WORKABLE)
+def test_ranking_by_leave_one_out_is_that_of_the_pipeline(method, monkeypatch):
+    torch.manual_seed(0)
+    model = LPNModel(LPNConfig(max_rows=4, max_cols=4, search={"rank_by": "leave_one_out", "lr": 0.5})).eval()
+    infer = ProgramInductionPipeline(model, processor=LPNProcessor(max_rows=4, max_cols=4))
+    config = search_settings(infer.model, method, 8, "leave_one_out")
+    *_, trace = watch(infer, config)
+    by_fit = trace.ranked()[0]
+    rank_by_leave_one_out(infer.model, infer.processor, TASK, config, trace)
+    wanted = infer(TASK, search_config=config)
+    assert trace.num_evaluations == wanted["num_evaluations"] == 3 * 9
+    assert execute_program(infer.model, infer.processor, TASK, *trace.ranked(), candidates=2) == wanted["grids"]
+    assert trace.ranked()[0].shape == by_fit.shape
+    trace.seconds = 30.0
+    with pytest.raises(ValueError, match="would take about 90 s, this demo allows 60"):
+        rank_by_leave_one_out(infer.model, infer.processor, TASK, config, trace)
+
+
+def test_ranking_by_leave_one_out_is_refused_where_the_model_starts_elsewhere(infer):
+    with pytest.raises(ValueError, match="`rank_by` is 'leave_one_out' and `starts` is 'mean\\+pairs'"):
+        search_settings(infer.model, "gradient", 5, "leave_one_out")
+    with pytest.raises(ValueError, match="The ranking is 'other'; known here: fit, leave_one_out"):
+        search_settings(infer.model, "gradient", 5, "other")

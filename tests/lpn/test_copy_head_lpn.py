@@ -1,11 +1,11 @@
 """The copy head and the cells before a cell: against loops, in cached decoding, beside batch mates, what they are for."""
 
-import numpy as np
 import pytest
 import torch
 
 from modeling_lpn import LPNConfig, LPNModel, StringProcessor
 from modeling_lpn.lpn.modeling_lpn import Scoring
+from modeling_lpn.lpn.plan_lpn import grouping_of
 from modeling_lpn.lpn.transformer_lpn import CopiedCells, GridPairs, LPNCopyHead
 
 
@@ -84,7 +84,7 @@ def test_cached_decoding_writes_what_one_pass_scores_best(positions, attention, 
         output.output_shapes[:, 0, 0],
     )
     sizes = torch.stack([pairs.input_shapes, pairs.output_shapes], 1).numpy()
-    for chunk in model._decoder_chunks(Scoring(pairs, sizes, np.arange(3)[:, None]), share=False):
+    for chunk in model._decoder_chunks(Scoring(pairs, grouping_of(sizes, torch.device("cpu"))), share=False):
         assert model._reproduces(output.latents[chunk.rows[:, 0], 0, :1], chunk).all()
 
 

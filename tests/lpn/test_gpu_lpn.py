@@ -144,3 +144,16 @@ def test_compiled_layers_are_those_of_float64(name, device):
     wanted_loss, wanted_gradients = train_in_float64(name)
     assert relative_error(loss, wanted_loss) < 1e-5
     assert relative_error(gradients, wanted_gradients) < 1e-3
+
+
+@pytest.mark.parametrize("device", [pytest.param("cpu", marks=pytest.mark.slow), GPU])
+@pytest.mark.parametrize("name", ["mean", "gradient"])
+def test_a_step_compiled_as_a_whole_is_that_of_float64(name, device):
+    torch.compiler.reset()
+    mode = "reduce-overhead" if device == "cuda" else "default"
+    model = torch.compile(make_model().to(device), fullgraph=True, mode=mode)
+    for _ in range(3):  # CUDA graphs are recorded in the second and replayed in the third
+        loss, gradients = train(model, make_batch(device)[0], SEARCHES[name])
+    wanted_loss, wanted_gradients = train_in_float64(name)
+    assert relative_error(loss, wanted_loss) < 1e-5
+    assert relative_error(gradients, wanted_gradients) < 1e-3

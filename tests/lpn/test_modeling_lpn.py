@@ -2,8 +2,10 @@
 
 import logging
 
+import numpy as np
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from modeling_lpn import LPNConfig, LPNModel, SearchConfig
 from modeling_lpn.lpn.plan_lpn import GridPlan
@@ -106,7 +108,7 @@ def test_what_the_latent_does_not_touch_is_shared_exactly(name, uniform, monkeyp
     results = []
     for can_share in (True, False):
         monkeypatch.setattr(type(model.decoder), "_can_share", lambda self, value=can_share: value)
-        chunks = model._decoder_chunks(model._demonstrations(*demonstrations, mask).own_tasks(), share=True)
+        chunks = model._decoder_chunks(model._demonstrations(*demonstrations, mask).scoring("of_task"), share=True)
         assert all((chunk.shared is not None) == can_share for chunk in chunks)
         with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
             value = model._evidence(latents, chunks)
@@ -149,7 +151,7 @@ def test_leave_one_out_embeds_a_pair_once_for_all_its_rows(search, num_pairs):
             alone = model._demonstrations(*(tensor[task : task + 1, kept] for tensor in demonstrations), None)
             latents = model._encode(alone, False, None).latents
             own = noise[task, pair, : search.num_samples].unsqueeze(0)
-            found = model._search(latents, alone.pair_mask, alone.own_tasks(), search, own)
+            found = model._search(latents, alone.pair_mask, alone.scoring("of_task"), search, own)
             assert close(programs[task, pair], found.latents[0, 0], 1e-4)
 
 
@@ -164,7 +166,7 @@ def test_a_search_keeps_no_graph_of_the_weights():
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         model.search(*demonstrations, num_steps=1)
     inner = model.config.decoder_stack.intermediate_size
-    chunks = model._decoder_chunks(model._demonstrations(*demonstrations, None).own_tasks(), share=True)
+    chunks = model._decoder_chunks(model._demonstrations(*demonstrations, None).scoring("of_task"), share=True)
     weights = {parameter.data_ptr() for parameter in model.parameters()}
     activations = [t for t in kept if t.dim() > 2 and t.shape[-1] == inner and t.data_ptr() not in weights]
     assert len(activations) == model.config.decoder_num_layers * len(chunks)
@@ -484,6 +486,60 @@ def test_compiled_layers_give_the_same_loss_gradients_and_grids():
     assert close(*gradients, 1e-4) and torch.equal(*grids)
     model(*demonstrations, search_config=SearchConfig(num_steps=1, second_order=True)).loss.backward()
     assert set(model.state_dict()) == set(make_model("rotary").state_dict())
+
+
+@pytest.mark.parametrize(
+    "backend,search,variant",
+    [
+        ("aot_eager", {"num_steps": 1}, "uneven"),
+        pytest.param("inductor", {"method": "mean"}, "learned", marks=pytest.mark.slow),
+        pytest.param("inductor", {"num_steps": 2}, "blind_input_rotary", marks=pytest.mark.slow),
+    ],
+)
+def test_a_planned_training_step_compiles_as_a_whole(backend, search, variant):
+    """Without a break in the graph, search included; once for all batches of the same plan, and again for another."""
+    torch.compiler.reset()
+    settings = {"encoder_num_layers": 0} if backend == "aot_eager" else {}
+    model, search = make_model(variant, **settings).train(), SearchConfig(**search)
+    counter = CompileCounterWithBackend(backend)
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    shapes = [torch.full((2, 3, 2), size) for size in (5, 4)]
+    for batch, (mask, frames) in enumerate(((None, 1), (None, 1), (torch.arange(3) < 2, 2))):
+        (inputs, outputs, *_), _ = make_tasks(batch=2, num_pairs=3, seed=batch)
+        if backend == "aot_eager" and frames > 1:
+            break  # a minute of compiling would tell no more than the plan's key does
+        mask = torch.ones(2, 3, dtype=torch.bool) if mask is None else mask.expand(2, 3)
+        noise = torch.randn(2, 3, search.num_samples, 8)
+        results = []
+        for called in (model, compiled):
+            plan = GridPlan(*(tensor.numpy() for tensor in (*shapes, mask)), num_colors=10)
+            model.zero_grad()
+            loss = called(
+                inputs,
+                outputs,
+                *shapes,
+                mask,
+                search_config=search,
+                sample_latents=False,
+                search_noise=noise,
+                plan=plan,
+            ).loss
+            loss.backward()
+            results.append((loss, torch.cat([p.grad.flatten() for p in model.parameters()])))
+        assert close(results[0][0], results[1][0]) and close(results[0][1], results[1][1], 1e-4)
+        assert counter.frame_count == frames
+
+
+def test_a_plan_is_known_by_its_content():
+    """Compiled steps are kept by this key."""
+    shapes, mask = np.full((2, 3, 2), 4), np.ones((2, 3), dtype=bool)
+    plan = GridPlan(shapes, shapes, mask)
+    assert GridPlan(shapes.copy(), shapes[::-1], mask.copy(), num_colors=7).key == plan.key
+    other = shapes.copy()
+    other[1, 2, 0] = 3
+    changed = [(other, shapes, mask), (shapes, other, mask), (shapes, shapes, np.eye(2, 3) > 0)]
+    changed.append((shapes.reshape(3, 2, 2), shapes.reshape(3, 2, 2), mask.reshape(3, 2)))
+    assert len({plan.key, *(GridPlan(*parts).key for parts in changed)}) == 5
 
 
 def test_wrong_arguments_are_explained():

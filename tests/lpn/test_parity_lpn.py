@@ -9,7 +9,6 @@ import os
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from cases_recipes import call, flags, load_recipe
@@ -49,8 +48,8 @@ class Case:
         pairs, shapes = self["in/pairs"].long(), self["in/grid_shapes"].long()
         self.demonstrations = (pairs[..., 0], pairs[..., 1], shapes[..., 0], shapes[..., 1])
         demonstrations = self.model._demonstrations(*self.demonstrations, None)
-        pairs, _, plan = demonstrations
-        self.each_itself = Scoring(pairs, plan.sizes, np.arange(len(plan.sizes))[:, None])
+        pairs, _, plan, _ = demonstrations
+        self.each_itself = Scoring(pairs, plan.grouping("own", pairs.input_grids.device))
         if "in/test_input" in self.arrays:
             self.queries = self["in/test_input"].long()[:, None], self["in/test_input_shape"].long()[:, None]
 
@@ -211,7 +210,7 @@ def run_search(case, prefix, latents, noise=None, search=None):
     else:
         demonstrations = case.demonstrations
     demonstrations = case.model._demonstrations(*demonstrations, None)
-    return case.model._search(latents, demonstrations.pair_mask, demonstrations.own_tasks(), search, noise)
+    return case.model._search(latents, demonstrations.pair_mask, demonstrations.scoring("of_task"), search, noise)
 
 
 def compare_search(case, prefix, found):

@@ -15,6 +15,7 @@ from cases_recipes import ROOT, call, flags, launch, load_recipe
 
 from modeling_lpn import CodeGen2ForCausalLM
 from modeling_lpn.arguments import parse_recipe
+from modeling_lpn.code import evaluation
 from modeling_lpn.sandbox.execution import isolation_level
 
 
@@ -79,9 +80,13 @@ def test_everything_is_evaluated_and_recorded(folder, evaluated):
     assert {"command", "date", "git_commit", "hardware", "seed", "arguments", "num_parameters"} <= set(record)
     assert results["infill:tokens"]["scores"]["num_cases"] == 5 and "eom_rate" in results["infill:line"]["scores"]
     assert results["loss"]["scores"]["num_files"] == 3
+    assert set(results["infill:line"]["intervals_95"]) == set(results["infill:line"]["scores"]) - {"num_cases"}
+    assert ", 95 %: pass@1 0." in printed
     for name in names[3:]:
         result = results[name]
         assert set(result["scores"]) == {"pass@1", "pass@2", "finished_rate"}
+        for score, (low, high) in result["intervals_95"].items():
+            assert 0 <= low <= result["scores"][score] <= high <= 1 and high > low
         assert (result["floor"], result["ceiling"]) == (0.0, 1.0) and result["isolation"] == ISOLATION
         assert result["num_samples"] == 3 and result["temperature"] == 0.8 and result["infill_format"] == "codegen2"
         assert result["whitespace_policy"] == "as it is" and result["stop_rule"]
@@ -99,11 +104,63 @@ def compare(folder, evaluated, name):
     assert {path.name for path in (folder / name).iterdir()} == {path.name for path in (folder / "one").iterdir()}
 
 
+class Killed(Exception):
+    pass
+
+
+def test_a_killed_evaluation_goes_on(folder, evaluated, monkeypatch):
+    written, fill = [], evaluation.infill
+
+    def killed_in_the_third_batch(*args, **kwargs):
+        if len(written) == 2:
+            raise Killed
+        written.append(len(args[2]))
+        return fill(*args, **kwargs)
+
+    given = arguments(folder, output_dir=folder / "killed")
+    monkeypatch.setattr(evaluation, "infill", killed_in_the_third_batch)
+    with pytest.raises(Killed):
+        call(evaluate, monkeypatch, *given)
+    assert len((folder / "killed" / "spans_infill_tokens.jsonl").read_text().splitlines()) == 4
+    assert not (folder / "killed" / "results.json").exists()
+    counting = []
+    monkeypatch.setattr(evaluation, "infill", lambda *a, **k: counting.append(len(a[2])) or fill(*a, **k))
+    call(evaluate, monkeypatch, *given)
+    assert counting == [1, 2, 2, 1]  # the last batch of tokens, and all of the lines
+    again = json.loads((folder / "killed" / "results.json").read_text())
+    assert without_time(again) == without_time(evaluated[1])
+    with pytest.raises(ValueError, match="holds records made with max_new_tokens 64, now it is 7"):
+        call(evaluate, monkeypatch, *given, "--overwrite", "true", "--infill_max_new_tokens", "7")
+
+
 def evaluate_in_child(given):
     PartialState._reset_state()
     AcceleratorState._reset_state()
     sys.argv = ["evaluate_codegen2", *map(str, given)]
     evaluate.main()
+
+
+def test_files_that_are_trained_on_are_flagged_refused_or_left_out(folder, tmp_path, monkeypatch, capsys):
+    trained_on = [{"path": "copy.py", "text": ROWS[0]["text"].replace("\n", "\n\n") + " "}]
+    write(tmp_path / "train.jsonl", trained_on)
+    settings = {"model_name_or_path": folder / "model", "benchmarks": ["loss"], "num_threads": 1, "overwrite": "true"}
+    settings |= {"validation_files": folder / "validation.parquet", "output_dir": tmp_path / "out"}
+
+    def record(**more):
+        call(evaluate, monkeypatch, *flags(settings, **more))
+        result = json.loads((tmp_path / "out" / "results.json").read_text())
+        return result["leaks"], result["results"]["loss"]["scores"]["num_files"]
+
+    leaks, num_files = record()
+    assert leaks["files"] == {} and "there is no record of the training" in leaks["not_compared"]
+    leaks, same = record(training_files=tmp_path / "train.jsonl")
+    assert leaks["files"] == {ROWS[0]["path"]: "copy.py"} and same == num_files
+    assert (
+        f"1 of {len(ROWS)} files occur in the training data: {ROWS[0]['path']} as copy.py" in capsys.readouterr().out
+    )
+    assert record(training_files=tmp_path / "train.jsonl", leaks="leave_out")[1] == num_files - 1
+    with pytest.raises(ValueError, match="as copy.py ...; evaluate on others"):
+        record(training_files=tmp_path / "train.jsonl", leaks="refuse")
 
 
 def test_two_processes_agree(folder, evaluated):

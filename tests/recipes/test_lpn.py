@@ -9,6 +9,7 @@ import time
 import pytest
 import torch
 from cases_recipes import ROOT, call, command, flags, launch, load_recipe, weights
+from cases_tasks import make_pairs
 from transformers import AutoModel, AutoProcessor
 
 from modeling_lpn import LPNConfig, LPNModel, PatternTask, SearchConfig, TaskStream
@@ -247,6 +248,25 @@ def test_tasks_of_the_training_data_are_flagged_or_refused(trained, tmp_path, mo
     assert leaks["tasks"] == {} and "drawn by the generator 'pattern'" in leaks["not_compared"]
 
 
+def test_evaluation_tasks_that_are_trained_on_are_named_before_training(tmp_path, monkeypatch, capsys):
+    path = make_pairs(tmp_path / "pairs.parquet", num_tasks=2, rows_per_task=3)
+    (seen := tmp_path / "seen").mkdir()
+    trained_on = {"input": [[1], [1]], "output": [[9, 9]]}  # the first row of task1
+    for name, pair in (("other", trained_on), ("new", {"input": [[1, 1]], "output": [[9], [9]]})):
+        (seen / f"{name}.json").write_text(json.dumps({"train": [pair], "test": [{"input": [[7]], "output": [[7]]}]}))
+    settings = {name: value for name, value in TINY.items() if not name.startswith("task")}
+    settings |= {"task": "pairs", "task_path": path, "task_num_pairs": 2, "max_steps": 1, "eval_steps": 1}
+    settings |= {"eval_strategy": "steps", "eval_tasks": seen, "save_strategy": "no", "output_dir": tmp_path / "out"}
+    with pytest.raises(ValueError, match="1 of 2 tasks occur in the training data: other as task1"):
+        call(train, monkeypatch, *flags(settings, leaks="refuse"))
+    with pytest.raises(ValueError, match="`leaks` is 'no'; give flag or refuse"):
+        call(train, monkeypatch, *flags(settings, leaks="no"))
+    call(train, monkeypatch, *flags(settings))
+    assert "1 of 2 tasks occur in the training data: other as task1" in capsys.readouterr().out
+    leaks = json.loads((tmp_path / "out" / "run.json").read_text())["leaks"]
+    assert list(leaks["tasks"]) == ["other"] and leaks["not_compared"] is None
+
+
 def test_training_continues_from_a_model_with_other_settings(trained, tmp_path, monkeypatch):
     start = {"model_name_or_path": trained, "num_threads": 1, "disable_tqdm": "true", "max_steps": 1}
     start |= {name: TINY[name] for name in ("task_num_rows", "task_num_cols", "task_pattern_size")}
@@ -391,7 +411,7 @@ def test_strings_from_training_to_scores(tmp_path, monkeypatch, capsys):
     assert read["num_tasks"] == 2 and list(read["errors"]) == ["some_0"]
     assemble(model, tmp_path / "card", [tmp_path / "out" / "string.json"], license="apache-2.0")
     verify(tmp_path / "card")
-    assert (tmp_path / "card" / "calibration.json").is_file() and "`string`, 4 tasks" in (
+    assert (tmp_path / "card" / "calibration.json").is_file() and "num_examples 3), 4 tasks" in (
         tmp_path / "card" / "README.md"
     ).read_text()
     assert json.loads((model / "calibration.json").read_text()) == generated["calibration"]

@@ -91,6 +91,7 @@ def test_a_run_logs_objectives_targets_speed_and_sources(trained, data):
     assert abs(code - more) < 200 and 0.8 * 12 * 4 * 64 < code + more <= 12 * 4 * 64
     record = json.loads((trained / "run.json").read_text())
     assert record["num_parameters"] == model.num_parameters() and record["arguments"]["preset"] == "codegen2"
+    assert record["leaks"]["files"] == {} and len(record["leaks"]["compared_with"]) == 2 and record["seconds"] > 0
     assert {"eval_loss", "eval_infill_exact_match", "eval_infill_eom_rate"} <= set(record["evaluation"])
 
 
@@ -233,7 +234,9 @@ def models_without_masks(core):
 
 def test_spans_by_syntax_are_counted(data, tmp_path, monkeypatch):
     settings = {"preset": "fim", "fim_rate": 0.8, "syntax_rate": 0.9, "max_steps": 2, "eval_strategy": "no"}
+    settings |= {"horizon_weight": 0.1, "logging_steps": 1}
     call(monkeypatch, *settings_of(data, tmp_path, save_strategy="no", **settings))
+    assert 0 < history(tmp_path)[0]["loss_horizon"] < 0.5
     spans = json.loads((tmp_path / "run.json").read_text())["spans"]
     assert spans["node"] and spans["run"] and set(spans) <= {"node", "run", "random", "unparsable"}
 
@@ -282,6 +285,11 @@ def test_mistakes_are_named(data, tmp_path, monkeypatch):
         call(monkeypatch, *settings_of(data, tmp_path, vocab_size=100))
     with pytest.raises(ValueError, match="has no sentinel '<fim_prefix>'"):
         call(monkeypatch, *settings_of(data, tmp_path, infill_format="starcoder"))
+    with pytest.raises(ValueError, match="but the preset 'causal' masks no spans"):
+        call(monkeypatch, *settings_of(data, tmp_path, preset="causal", horizon_weight=0.1))
+    more = data / "more" / "train.parquet"
+    with pytest.raises(ValueError, match=r"10 of 10 files occur in the training data: 30.py as 30.py"):
+        call(monkeypatch, *settings_of(data, tmp_path, validation_files=more, leaks="refuse"))
     assert not tmp_path.joinpath("model.safetensors").exists()
 
 
