@@ -12,7 +12,9 @@ import modeling_lpn
 from modeling_lpn import PatternTask, TaskStream, evaluate_tasks
 from modeling_lpn.cards import render_card
 from modeling_lpn.hub import PUBLISHED, check_files
+from modeling_lpn.tasks.fill import Calibration, answer_task
 from modeling_lpn.tasks.stream import tasks_from_stream
+from modeling_lpn.tasks.string_sources import make_row
 
 
 ROOT = Path(__file__).parents[1]
@@ -70,3 +72,23 @@ def test_patterns_are_solved_by_the_saved_search():
         (result,) = evaluate_tasks(model, processor, tasks, batch_size=40).results
     assert result.budget == model.config.search["num_steps"]
     assert result.scores["top_1_strict_task_accuracy"] == 1.0
+
+
+def test_strings_are_filled_in_and_doubted():
+    """A model of little training: these cells it gets, and an answer that it cannot know is never sure."""
+    folder = ROOT / "model_cards" / "lpn-strings"
+    model, processor = AutoModel.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
+    calibration = Calibration.load(str(folder))
+    dates = {"2024-03-17": "2024", "1999-12-01": "1999", "2011-07-30": "2011"}
+    names = {"Ada Lovelace": "Lovelace", "Alan Turing": "Turing", "Grace Hopper": "Hopper"}
+    asked = [(dates, {"2020-02-29": "2020", "1987-10-05": "1987", "2003-01-11": "2003"})]
+    asked += [(names, {"Katherine Johnson": "Johnson", "Edsger Dijkstra": "Dijkstra", "Barbara Liskov": "Liskov"})]
+    right = []
+    for known, wanted in asked:
+        task = make_row("t", [*known.items(), *wanted.items()], num_examples=3)
+        answers, _ = answer_task(model, processor, task, calibration=calibration)
+        right += [row[0].text == text for row, text in zip(answers, wanted.values(), strict=True)]
+    assert sum(right) >= 5
+    senseless = make_row("t", [("ab", "x7"), ("cd", "&q"), ("ef", "?")])
+    ((answer, *_),), _ = answer_task(model, processor, senseless, calibration=calibration)
+    assert answer.probability < 0.5
