@@ -20,6 +20,11 @@ class NaiveLPN:
         rows, cols = grids.shape[-2:]
         return F.pad(grids, (0, self.config.max_cols - cols, 0, self.config.max_rows - rows))
 
+    def _embed(self, stack, grids, positions, cols, side, table=None):
+        """Tokens of cells; `positions` are those that they carry, `cols` the columns that they are in."""
+        colors = self._pad(grids).flatten(1)
+        return stack.embed_cells(colors, positions, side, stack.previous_cells(colors, cols), table)
+
     def _cells(self, shapes):
         """Positions (cells, 2) of the padded grid and which cells are real (batch, cells)."""
         rows, cols = torch.meshgrid(
@@ -52,7 +57,7 @@ class NaiveLPN:
         for side, (grids, shapes) in enumerate(((input_grids, input_shapes), (output_grids, output_shapes))):
             positions, real = self._cells(shapes)
             tokens += [encoder.embed_shape(shapes, side)]
-            tokens += [encoder.embed_cells(self._pad(grids).flatten(1), positions.expand(batch, -1, -1), side)]
+            tokens += [self._embed(encoder, grids, positions.expand(batch, -1, -1), positions[..., 1], side)]
             masks += [real.new_ones(batch, 2), real]
         mask = torch.cat([masks[0][:, :1], *masks], 1)
         no_cell = positions.new_full((batch, 1, 2), -1)
@@ -72,10 +77,10 @@ class NaiveLPN:
         carried = torch.stack([carried[..., 0], carried[..., 1].clamp(max=config.max_cols - 1)], -1)
         tokens = [
             decoder.embed_shape(input_shapes, 0),
-            decoder.embed_cells(self._pad(input_grids).flatten(1), in_positions, 0, table),
+            self._embed(decoder, input_grids, in_positions, in_positions[..., 1], 0, table),
             decoder.latent_proj(latents).unsqueeze(1),
             decoder.embed_shape(output_shapes, 1),
-            decoder.embed_cells(self._pad(output_grids).flatten(1), carried, 1),
+            self._embed(decoder, output_grids, carried, out_positions[..., 1], 1),
         ]
         ones = in_real.new_ones(batch, 1)
         mask = torch.cat([ones, ones, in_real, ones, ones, ones, out_real], 1)

@@ -21,6 +21,7 @@ VARIANTS = {
     "own_position": {"next_position_embeddings": False, "decoder_use_bias": True, "decoder_activation": "relu"},
     "uneven": {"encoder_num_layers": 3, "encoder_head_dim": 4, "decoder_num_layers": 1, "decoder_num_heads": 4},
     "no_encoder_layers": {"encoder_num_layers": 0, "decoder_num_layers": 3},
+    "previous_cells": {"num_previous_cells": 2},
     "blind_input": {"latent_visible_to_input": False, "decoder_num_layers": 3},
     "blind_input_rotary": {
         "latent_visible_to_input": False,
