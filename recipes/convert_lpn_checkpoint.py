@@ -10,9 +10,8 @@ Needs `pip install msgpack` (the extra `convert`), neither Flax nor pickle. `Aut
 import argparse
 from pathlib import Path
 
-import yaml
-
 from modeling_lpn import LPNModel, LPNProcessor
+from modeling_lpn.files import read_file
 from modeling_lpn.runs import run_recipe
 from modeling_lpn.tasks.flax_checkpoints import convert_config, convert_parameters, read_msgpack
 
@@ -27,7 +26,7 @@ def main():
     for name in ("state.msgpack", "config.yaml"):
         if not (args.checkpoint / name).is_file():
             parser.error(f"{args.checkpoint} has no {name}; give the folder of a published LPN checkpoint.")
-    config = convert_config(yaml.safe_load((args.checkpoint / "config.yaml").read_text()))
+    config = convert_config(read_file(args.checkpoint / "config.yaml"))
     model = LPNModel(config)
     model.load_state_dict(convert_parameters(read_msgpack(args.checkpoint / "state.msgpack"), config))
     model.save_pretrained(args.output_dir)
