@@ -27,8 +27,9 @@ def main():
         if not (args.checkpoint / name).is_file():
             parser.error(f"{args.checkpoint} has no {name}; give the folder of a published LPN checkpoint.")
     config = convert_config(read_file(args.checkpoint / "config.yaml"))
+    state = convert_parameters(read_msgpack(args.checkpoint / "state.msgpack"), config)
     model = LPNModel(config)
-    model.load_state_dict(convert_parameters(read_msgpack(args.checkpoint / "state.msgpack"), config))
+    model.load_state_dict(state)
     model.save_pretrained(args.output_dir)
     LPNProcessor(config.max_rows, config.max_cols, config.vocab_size).save_pretrained(args.output_dir)
     print(f"wrote {args.output_dir}: {model.num_parameters():,} parameters")
