@@ -16,6 +16,7 @@ from typing import get_args, get_origin
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
+from .files import NoAliases, parse_yaml
 from .runs import stay_on_cpu
 
 
@@ -25,12 +26,12 @@ class _RecipeParser(HfArgumentParser):
         raise ValueError(f"{message} (see --help)")
 
 
-class _FlatLoader(yaml.BaseLoader):
+class _FlatLoader(NoAliases, yaml.BaseLoader):
     """Reads every scalar as the text that stands in the file and refuses a key that is given twice."""
 
     def construct_mapping(self, node, deep=False):
         keys = [self.construct_object(key) for key, _ in node.value]
-        twice = sorted({key for key in keys if keys.count(key) > 1})
+        twice = [key for key in keys if keys.count(key) > 1]
         if twice:
             raise ValueError(f"key `{twice[0]}` is given twice; keep one of the two")
         return super().construct_mapping(node, deep)
@@ -43,9 +44,9 @@ def _flags_of_recipe(path: Path, known: list[str]) -> list[str]:
         there = ", ".join(sorted(str(file) for file in folder.rglob("*.yaml"))) or "no .yaml file"
         raise FileNotFoundError(f"recipe {path} does not exist; {folder} holds: {there}")
     try:
-        content = yaml.load(path.read_text(), Loader=_FlatLoader) or {}  # noqa: S506 (a BaseLoader builds text only)
-    except (yaml.YAMLError, ValueError) as error:
-        raise ValueError(f"recipe {path} cannot be read: {error}") from error
+        content = parse_yaml(path, _FlatLoader) or {}
+    except ValueError as error:
+        raise ValueError(f"recipe {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"recipe {path} holds a {type(content).__name__}; write `key: value` lines")
     flags = []

@@ -2,21 +2,19 @@
 
 import dataclasses
 import difflib
-import json
 from collections import Counter
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import jinja2
-import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
 from safetensors import SafetensorError, safe_open
 
+from .files import read_file, to_yaml
+
 
 FACTS = "card.yaml"
-_MAX_TEXT = 50 * 2**20  # bytes of a JSON or YAML file; results of thousands of tasks stay far below
 _SCORES = ("top_1_strict_task_accuracy", "top_2_strict_task_accuracy", "top_1_pixel_accuracy")
 # Arguments and records of an evaluation that a score depends on.
 _SETTINGS = ("split", "num_examples", "max_span_tokens", "context_tokens", "left_to_right", "temperature")
@@ -86,30 +84,7 @@ class CardFacts:
         """Writes the facts that are not the default ones; no file where there are none."""
         facts = {field.name: value for field in dataclasses.fields(self) if (value := getattr(self, field.name))}
         if facts:
-            Path(folder, FACTS).write_text(
-                yaml.safe_dump(facts, sort_keys=False, allow_unicode=True), encoding="utf-8"
-            )
-
-
-def read_file(path: Path) -> dict[str, Any]:
-    """
-    The object in a JSON or YAML file of a model folder, which may come from anybody.
-
-    Raises:
-        ValueError: it is larger than 50 MB, of another form, or no object.
-    """
-    if (size := path.stat().st_size) > _MAX_TEXT:
-        raise ValueError(
-            f"{path} has {size:,} bytes, more than {_MAX_TEXT:,}: it is no {path.suffix[1:]} file of a model; remove it"
-        )
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
-    except (ValueError, yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}; expected are names and values")
-    return content
+            Path(folder, FACTS).write_text(to_yaml(facts), encoding="utf-8")
 
 
 def count_parameters(folder: Path) -> int:
@@ -313,7 +288,7 @@ def eval_results_files(folder: str | Path) -> dict[str, str]:
         ]
         if entries:
             name = f".eval_results/{Path(evaluation.file).stem}.yaml"
-            files[name] = yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False)
+            files[name] = to_yaml(eval_result_entries_to_yaml(entries))
     return files
 
 

@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_session, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError  # the latter of httpx or httpx2, by version
 from transformers import AutoConfig, AutoProcessor, AutoTokenizer, PreTrainedConfig, PreTrainedModel
@@ -34,7 +33,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import logging
 
-from .cards import CardFacts, eval_results_files, read_evaluations, read_file, render_card
+from .cards import CardFacts, eval_results_files, read_evaluations, render_card
+from .files import parse_json, parse_yaml, read_file
 from .lpn.search_lpn import SearchConfig
 from .runs import write_results
 
@@ -394,8 +394,7 @@ def _check_text(folder: Path, name: str, places: list[str]) -> None:
 
 def _strings(path: Path) -> Iterator[str]:
     """All strings in a JSON or YAML file."""
-    text = path.read_text(encoding="utf-8")
-    waiting = [yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)]
+    waiting = [(parse_yaml if path.suffix == ".yaml" else parse_json)(path)]
     while waiting:
         value = waiting.pop()
         if isinstance(value, str):

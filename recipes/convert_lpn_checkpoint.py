@@ -10,9 +10,8 @@ Needs `pip install msgpack` (the extra `convert`), neither Flax nor pickle. `Aut
 import argparse
 from pathlib import Path
 
-import yaml
-
 from modeling_lpn import LPNModel, LPNProcessor
+from modeling_lpn.files import read_file
 from modeling_lpn.runs import run_recipe
 from modeling_lpn.tasks.flax_checkpoints import convert_config, convert_parameters, read_msgpack
 
@@ -27,9 +26,10 @@ def main():
     for name in ("state.msgpack", "config.yaml"):
         if not (args.checkpoint / name).is_file():
             parser.error(f"{args.checkpoint} has no {name}; give the folder of a published LPN checkpoint.")
-    config = convert_config(yaml.safe_load((args.checkpoint / "config.yaml").read_text()))
+    config = convert_config(read_file(args.checkpoint / "config.yaml"))
+    state = convert_parameters(read_msgpack(args.checkpoint / "state.msgpack"), config)
     model = LPNModel(config)
-    model.load_state_dict(convert_parameters(read_msgpack(args.checkpoint / "state.msgpack"), config))
+    model.load_state_dict(state)
     model.save_pretrained(args.output_dir)
     LPNProcessor(config.max_rows, config.max_cols, config.vocab_size).save_pretrained(args.output_dir)
     print(f"wrote {args.output_dir}: {model.num_parameters():,} parameters")

@@ -24,6 +24,7 @@ from modeling_lpn.code.metrics import score_intervals
 from modeling_lpn.code.sampling import CHECKS, SamplingConfig, check_benchmark, evaluate_benchmark
 from modeling_lpn.code.trainer import load_code_model, load_code_tokenizer
 from modeling_lpn.cpu import speed_up_on_cpu
+from modeling_lpn.files import read_file
 from modeling_lpn.runs import (
     end_together,
     refuse_existing,
@@ -125,7 +126,7 @@ def check_leaks(args, data) -> dict | None:
         return None
     sources, record = args.training_files, Path(args.model_name_or_path, "run.json")
     if sources is None and record.is_file():
-        sources = json.loads(record.read_text()).get("arguments", {}).get("train_files")
+        sources = read_file(record).get("arguments", {}).get("train_files")
     reason = "there is no record of the training; name its sources with --training_files"
     if args.training_files is None and sources is not None:
         missing = [source for source in sources if not Path(split_source(source)[1]).exists()]

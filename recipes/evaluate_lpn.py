@@ -28,6 +28,7 @@ from transformers import AutoModel, AutoProcessor
 
 from modeling_lpn import SearchConfig, StringProcessor, TaskStream
 from modeling_lpn.arguments import given, option, parse_recipe
+from modeling_lpn.files import read_file
 from modeling_lpn.runs import (
     end_together,
     load_pretrained,
@@ -129,7 +130,7 @@ def check_leaks(args, tasks) -> dict:
     if not sources and args.tasks in TASK_GENERATORS:
         reason = f"the tasks are drawn by the generator {args.tasks!r}"
     elif not sources and record.is_file():
-        trained = json.loads(record.read_text()).get("arguments", {})
+        trained = read_file(record).get("arguments", {})
         sources = [trained["task_path"]] if "task_path" in trained else []
         reason = f"the tasks of training were drawn by the generator {trained.get('task')!r}"
     if missing := [source for source in sources if not args.training_tasks and not Path(source).exists()]:

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from modeling_lpn import TaskStream
 from modeling_lpn.arguments import option, parse_recipe
-from modeling_lpn.cards import CardFacts, read_file
+from modeling_lpn.cards import CardFacts
+from modeling_lpn.files import read_file
 from modeling_lpn.hub import Publication, assemble, publish, publish_dataset, verify
 from modeling_lpn.runs import run_recipe
 from modeling_lpn.tasks.generators import TASK_GENERATORS

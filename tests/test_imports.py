@@ -13,13 +13,14 @@ PACKAGE = Path(__file__).parent.parent / "modeling_lpn"
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
 SCRIPTS = Path(__file__).parent.parent / "datasets_scripts"
 FAMILIES = {"lpn", "codegen2"}
-SHARED = {"hub", "cards", "reload", "arguments", "runs", "batching", "optional", "cpu"}
+SHARED = {"hub", "cards", "reload", "arguments", "runs", "batching", "optional", "cpu", "files"}
 # What a folder, or a file above the folders, may import of the package beside its own siblings.
 MAY_IMPORT = {
     "lpn": set(),
     "codegen2": set(),
     "sandbox": set(),
     "optional": set(),
+    "files": set(),
     "cpu": set(),
     "tasks": {"lpn"} | SHARED,
     "code": {"codegen2", "sandbox"} | SHARED,

@@ -13,6 +13,7 @@ import torch
 from transformers.utils import cached_file
 
 from ..batching import evaluating
+from ..files import read_file
 from ..lpn.search_lpn import SearchConfig, SearchOutput
 from .string_sources import Table
 
@@ -83,9 +84,23 @@ class Calibration:
 
     @classmethod
     def load(cls, model_name_or_path: str) -> "Calibration | None":
-        """That of a model, a folder or a name on the Hub; `None` if it has none."""
+        """
+        That of a model, a folder or a name on the Hub; `None` if it has none.
+
+        Raises:
+            ValueError: its file holds something else.
+        """
         file = cached_file(model_name_or_path, CALIBRATION_FILE, _raise_exceptions_for_missing_entries=False)
-        return None if file is None else cls(**json.loads(Path(file).read_text()))
+        if file is None:
+            return None
+        content = read_file(Path(file))
+        try:
+            numbers = [*content["weights"], content["bias"]]
+            if isinstance(content["weights"], list) and np.isfinite(np.array(numbers, dtype=float)).all():
+                return cls(**content)
+        except (KeyError, TypeError, ValueError):
+            pass
+        raise ValueError(f"{file} is no calibration of a model; remove it, or calibrate the model again")
 
 
 @dataclasses.dataclass

@@ -1,6 +1,8 @@
 """Checkpoints of the published LPN code (Flax, github.com/clement-bonnet/lpn): read without Flax, convert to ours."""
 
+import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -82,40 +84,45 @@ def read_msgpack(path: Path) -> dict[str, np.ndarray]:
 
     try:
         state = msgpack.unpackb(path.read_bytes(), ext_hook=decode_array, raw=False, strict_map_key=False)
-        params = state["params"]
-    except (msgpack.exceptions.UnpackException, ValueError, KeyError, TypeError) as error:
+        return dict(_flatten(state["params"]))
+    except (msgpack.exceptions.UnpackException, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} is no Flax training state ({error!r}); expected the `state.msgpack` of LPN."
         ) from None
 
-    def flatten(tree, prefix=""):
-        for key, value in tree.items():
-            if isinstance(value, dict):
-                yield from flatten(value, f"{prefix}{key}/")
-            else:
-                yield prefix + key, value
 
-    return dict(flatten(params))
+def _flatten(tree: dict, prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}/")
+        elif isinstance(value, np.ndarray) and value.dtype.kind in "fiu":
+            yield f"{prefix}{key}", value
+        else:
+            raise ValueError(f"{prefix}{key} is no array of numbers")
 
 
 def convert_config(published: dict) -> LPNConfig:
     """
     [`LPNConfig`] of a published configuration with `encoder_transformer` and `decoder_transformer`.
 
-    Raises `ValueError` where the two disagree on the size of grids or colours.
+    Raises `ValueError` where a part is missing, or the two disagree on the size of grids or colours.
     """
-    stacks = {side: published[f"{side}_transformer"] for side in ("encoder", "decoder")}
 
     def read(path, tree):
         for key in path.split("."):
+            if not isinstance(tree, dict) or key not in tree:
+                raise ValueError(
+                    f"the configuration has no `{path}`; give the config.yaml of a published LPN checkpoint."
+                )
             tree = tree[key]
         return tree
 
+    stacks = {side: read(f"{side}_transformer", published) for side in ("encoder", "decoder")}
     fields = {name: read(path, stacks) for name, path in SHARED_FIELDS.items()}
     for name in ("vocab_size", "max_rows", "max_cols"):
         sizes = {read(name, stack) for stack in stacks.values()}
         if name == "vocab_size":
-            sizes.add(stacks["decoder"]["output_vocab_size"])
+            sizes.add(read("output_vocab_size", stacks["decoder"]))
         if len(sizes) != 1:
             raise ValueError(f"`{name}` differs between encoder and decoder ({sorted(sizes)}); a model has one.")
         fields[name] = sizes.pop()
@@ -125,7 +132,7 @@ def convert_config(published: dict) -> LPNConfig:
             if name == "position_embedding_type":
                 value = "scaled" if value else "learned"
             fields[f"{side}_{name}"] = float(value) if name == "mlp_factor" else value
-    if stacks["decoder"]["scaled_position_embeddings"]:
+    if read("scaled_position_embeddings", stacks["decoder"]):
         # The published code creates the separate input vectors but multiplies by the shared ones: they are dead.
         fields["separate_input_position_embeddings"] = False
     return LPNConfig(**fields)
@@ -137,8 +144,9 @@ def convert_parameters(flax: dict[str, np.ndarray], config: LPNConfig) -> dict[s
 
     Raises `ValueError` that lists every parameter that is unknown, missing or of the wrong shape.
     """
-    wanted = {name: tuple(tensor.shape) for name, tensor in LPNModel(config).state_dict().items()}
-    state, unknown = {}, []
+    with torch.device("meta"):  # the configuration may claim more than memory holds
+        wanted = {name: tuple(tensor.shape) for name, tensor in LPNModel(config).state_dict().items()}
+    state, unknown, wrong = {}, [], []
     dead_inputs = config.decoder_position_embedding_type == "scaled"
     for path, array in flax.items():
         side, _, leaf = path.partition("/")
@@ -149,13 +157,16 @@ def convert_parameters(flax: dict[str, np.ndarray], config: LPNConfig) -> dict[s
         if name not in wanted:
             unknown.append(path)
             continue
+        if array.ndim == 0 or array.size != math.prod(wanted[name]):
+            wrong.append(f"{name} {array.shape} of the file, not {wanted[name]}")
+            continue
         tensor = torch.from_numpy(np.array(array, dtype=np.float32))
         if leaf.endswith("kernel"):
             out = wanted[name][0]
             tensor = (tensor.reshape(-1, out) if "/out/" in leaf else tensor.reshape(tensor.shape[0], -1)).T
         state[name] = tensor.reshape(-1).contiguous() if leaf.endswith("bias") else tensor.contiguous()
-    missing = sorted(set(wanted) - set(state))
-    wrong = [f"{n} {tuple(t.shape)}, not {wanted[n]}" for n, t in state.items() if tuple(t.shape) != wanted[n]]
+    missing = sorted(set(wanted) - set(state) - {text.split()[0] for text in wrong})
+    wrong += [f"{n} {tuple(t.shape)}, not {wanted[n]}" for n, t in state.items() if tuple(t.shape) != wanted[n]]
     if unknown or missing or wrong:
         raise ValueError(
             "the checkpoint does not fit its configuration.\n"

@@ -1,12 +1,17 @@
 """The demo, driven in a browser at the size of a desktop and of a phone, and its limits without one."""
 
+import builtins
 import http.client
 import json
+import os
 import re
 import shutil
+import subprocess
 import threading
 import time
+import urllib.error
 import urllib.parse
+import urllib.request
 from types import SimpleNamespace
 
 import pytest
@@ -20,6 +25,7 @@ from modeling_lpn.demo import app
 from modeling_lpn.demo.app import HOLE, Programs, build_demo, infill_code, launch_settings, objective_example
 from modeling_lpn.demo.limits import MAX_BODY, MAX_CHARACTERS
 from modeling_lpn.demo.pictures import answers_html, code_html, problem_html
+from modeling_lpn.demo.search import MAX_JSON
 from modeling_lpn.tasks.plots import ARC_PALETTE
 
 
@@ -260,6 +266,98 @@ def test_a_body_that_is_too_large_is_refused(url, header, status):
     connection.endheaders()  # refused before a byte of it is sent
     assert connection.getresponse().status == status
     connection.close()
+
+
+class Visitor:
+    """A session of the running demo, without a browser."""
+
+    def __init__(self, url, session):
+        self.url, self.session = url.rstrip("/") + "/gradio_api", session
+        with urllib.request.urlopen(url.rstrip("/") + "/config", timeout=30) as page:
+            config = json.load(page)
+        self.ids = {part["props"].get("elem_id"): part["id"] for part in config["components"]}
+        self.functions = {tuple(target): one["id"] for one in config["dependencies"] for target in one["targets"]}
+
+    def press(self, button, *data):
+        """Status and answer of the server."""
+        body = {"data": data, "fn_index": self.functions[self.ids[button], "click"], "session_hash": self.session}
+        return self.post("/queue/join", json.dumps(body).encode(), "application/json")
+
+    def post(self, place, body, kind):
+        request = urllib.request.Request(self.url + place, body, {"Content-Type": kind})
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+    def shown(self):
+        """Everything that the session is told until its event is done."""
+        with urllib.request.urlopen(f"{self.url}/queue/data?session_hash={self.session}", timeout=90) as lines:
+            told = []
+            for line in lines:
+                told.append(line.decode())
+                if "process_completed" in told[-1]:
+                    return "".join(told)
+
+
+def test_json_above_the_limit_is_refused_by_the_running_demo(url):
+    visitor, task = Visitor(url, "large"), json.dumps({"train": [], "note": "x" * MAX_JSON})
+    part = (
+        b'--b\r\nContent-Disposition: form-data; name="files"; filename="t.json"\r\n\r\n'
+        + task.encode()
+        + b"\r\n--b--\r\n"
+    )
+    assert visitor.post("/upload", part, "multipart/form-data; boundary=b")[0] == 413
+    status, _ = visitor.press("search", "plane", task, "gradient", 2, "fit")  # as if it stood in the editor
+    assert status == 200
+    assert f"The task has {len(task)} bytes, more than {MAX_JSON}" in visitor.shown()
+
+
+def test_more_requests_than_the_queue_holds_are_refused(pipelines, monkeypatch):
+    busy, most, free, lock = 0, 0, threading.Event(), threading.Lock()
+
+    def infill(*args):
+        nonlocal busy, most
+        with lock:
+            busy += 1
+            most = max(most, busy)
+        assert free.wait(60)
+        with lock:
+            busy -= 1
+        return "done"
+
+    monkeypatch.setattr(app, "infill_code", infill)
+    demo = build_demo({"code": pipelines["code"]})
+    _, address, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_settings())
+    try:
+        visitors = [Visitor(address, f"visitor {number}".replace(" ", "")) for number in range(app.WAITING + 3)]
+        answers = [visitor.press("fill", "code", HOLE, 4) for visitor in visitors]
+        statuses = [status for status, _ in answers]
+        assert statuses[: app.WAITING] == [200] * app.WAITING and statuses[-1] == 503
+        assert "Queue is full" in answers[-1][1]
+        free.set()
+        assert "done" in visitors[0].shown() and "done" in visitors[app.WAITING - 1].shown()
+        assert most == 1  # and one at a time
+        assert visitors[-1].press("fill", "code", HOLE, 4)[0] == 200  # there is room again
+    finally:
+        free.set()
+        demo.close()
+
+
+def test_what_is_infilled_is_not_executed(pipelines, monkeypatch, tmp_path):
+    seen = []
+    for name in ("exec", "eval", "compile"):
+        real = getattr(builtins, name)
+        monkeypatch.setattr(
+            builtins, name, lambda code, *args, _real=real, **kw: seen.append(code) or _real(code, *args, **kw)
+        )
+    for module, name in ((subprocess, "Popen"), (os, "system")):
+        monkeypatch.setattr(module, name, lambda *args, **kw: pytest.fail("a process was started"))
+    source = f"open({str(tmp_path / 'ran')!r}, 'w')\n{HOLE}\n"
+    assert "ran" in infill_code(pipelines["code"], source, 4)
+    objective_example(pipelines["code"], "infill", source, 0)
+    assert not any("ran" in str(code) for code in seen) and not list(tmp_path.iterdir())
 
 
 def test_limits_of_infilling(pipelines):
