@@ -519,7 +519,7 @@ def test_compiled_layers_give_the_same_loss_gradients_and_grids():
         ("aot_eager", {"method": "mean"}, "uneven"),
         pytest.param("aot_eager", {"num_steps": 1}, "uneven", marks=pytest.mark.slow),
         pytest.param("inductor", {"method": "mean"}, "learned", marks=pytest.mark.slow),
-        pytest.param("inductor", {"num_steps": 2}, "blind_input_rotary", marks=pytest.mark.slow),
+        pytest.param("inductor", {"num_steps": 1}, "blind_input_rotary", marks=pytest.mark.slow),
     ],
 )
 def test_a_planned_training_step_compiles_as_a_whole(backend, search, variant):
