@@ -1,6 +1,6 @@
 """From a trained model to a repository on the Hub: gather its files, reload them, write the card, upload in one commit.
 
-    assemble("outputs/quickstart", "model_cards/lpn-quickstart", results=["outputs/quickstart_eval/results.json"])
+    assemble("outputs/quickstart", "model_cards/lpn-quickstart", results=["outputs/quickstart/evaluation/results.json"])
     verify("model_cards/lpn-quickstart")
     publish("model_cards/lpn-quickstart", "me/lpn-quickstart")
 
