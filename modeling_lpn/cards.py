@@ -216,7 +216,7 @@ def read_evaluations(folder: Path) -> list[Evaluation]:
     Raises:
         ValueError: one is none of `evaluate_lpn.py` or `evaluate_codegen2.py`.
     """
-    evaluations = [_read_evaluation(path, folder) for path in sorted(folder.glob("results/*.json"))]
+    evaluations = [read_evaluation(path, folder) for path in sorted(folder.glob("results/*.json"))]
     seen = Counter(place for one in evaluations for place in {(score.source, score.setting) for score in one.scores})
     for one in evaluations:
         for score in one.scores:
@@ -225,7 +225,13 @@ def read_evaluations(folder: Path) -> list[Evaluation]:
     return evaluations
 
 
-def _read_evaluation(path: Path, folder: Path) -> Evaluation:
+def read_evaluation(path: Path, folder: Path, source_path: Path | None = None) -> Evaluation:
+    """
+    A results file in a folder; `source_path` is where it came from, for messages.
+
+    Raises:
+        ValueError: it is none of `evaluate_lpn.py` or `evaluate_codegen2.py`.
+    """
     record, file = read_file(path), path.relative_to(folder).as_posix()
     try:
         if isinstance(record["results"], list):
@@ -249,7 +255,7 @@ def _read_evaluation(path: Path, folder: Path) -> Evaluation:
             rows = [vars(score) for score in scores]
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(
-            f"{path} is no results file of an evaluation ({type(error).__name__}: {error}); give the results.json of evaluate_lpn.py or evaluate_codegen2.py"
+            f"{source_path or path} is no results file of an evaluation ({type(error).__name__}: {error}); give the results.json of evaluate_lpn.py or evaluate_codegen2.py"
         ) from error
     return Evaluation(file, record, rows, scores)
 

@@ -1,6 +1,6 @@
 """From a trained model to a repository on the Hub: gather its files, reload them, write the card, upload in one commit.
 
-    assemble("outputs/quickstart", "model_cards/lpn-quickstart", results=["outputs/quickstart_eval/results.json"])
+    assemble("outputs/quickstart", "model_cards/lpn-quickstart", results=["outputs/quickstart/evaluation/results.json"])
     verify("model_cards/lpn-quickstart")
     publish("model_cards/lpn-quickstart", "me/lpn-quickstart")
 
@@ -33,7 +33,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import logging
 
-from .cards import CardFacts, eval_results_files, read_evaluations, render_card
+from .cards import CardFacts, eval_results_files, read_evaluation, render_card
 from .files import parse_json, parse_yaml, read_file
 from .lpn.search_lpn import SearchConfig
 from .runs import write_results
@@ -294,7 +294,8 @@ def _copy_records(source: Path, built: Path, results: list[Path]) -> None:
         _refuse_link(path)
         record = _without_folders(read_file(path))
         (built / name).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    read_evaluations(built)
+        if name != "run.json":
+            read_evaluation(built / name, built, path)
     for path in [source / "LICENSE", source / "calibration.json", *sorted(source.glob("pictures/*.png"))]:
         if path.is_file():
             (built / path.relative_to(source)).parent.mkdir(exist_ok=True)
@@ -537,6 +538,8 @@ def publish(
         HubError: The Hub refuses, or cannot be reached; the message says what to do.
     """
     _check_repo_id(repo_id)
+    if not dry_run:
+        _require_token()  # before the work
     with tempfile.TemporaryDirectory() as scratch:
         built = Path(scratch, repo_id.split("/")[-1])
         assemble(folder, built, results, repo_id, **facts)

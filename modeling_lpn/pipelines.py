@@ -55,7 +55,7 @@ def load_pipeline(name: str | os.PathLike, task: str | None = None, **kwargs) ->
     >>> from modeling_lpn.pipelines import load_pipeline
     >>> load_pipeline("no/such/folder")
     Traceback (most recent call last):
-    FileNotFoundError: there is no folder 'no/such/folder', and the Hub gives no model of that name (...)
+    FileNotFoundError: there is no folder 'no/such/folder', and the Hub gives no model of that name (...); a private one ...
 
     ```
     """

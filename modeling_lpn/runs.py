@@ -185,7 +185,8 @@ def load_pretrained(load: Callable, name: str, **settings):
         check_download(name, error)
         reason = str(error).strip().splitlines()[0]
         raise FileNotFoundError(
-            f"there is no folder {str(name)!r}, and the Hub gives no model of that name ({reason})"
+            f"there is no folder {str(name)!r}, and the Hub gives no model of that name ({reason}); a private "
+            "one needs `hf auth login` or HF_TOKEN"
         ) from error
 
 

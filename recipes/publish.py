@@ -1,6 +1,6 @@
 """Makes a trained model, or a data set, a repository on the Hub.
 
-    python recipes/publish.py outputs/quickstart me/lpn-quickstart --results outputs/quickstart_eval/results.json \\
+    python recipes/publish.py outputs/quickstart me/lpn-quickstart --results outputs/quickstart/evaluation/results.json \\
         --license apache-2.0 --dry_run true
     python recipes/publish.py outputs/pattern me/pattern-tasks
 

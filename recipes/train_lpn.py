@@ -10,11 +10,20 @@ was made.
 
 import dataclasses
 import logging
+import shlex
 from pathlib import Path
 
 from transformers import AutoModel, set_seed
 
-from modeling_lpn import DataCollatorForGridTasks, LPNConfig, LPNModel, LPNProcessor, SearchConfig, TaskStream
+from modeling_lpn import (
+    DataCollatorForGridTasks,
+    LPNConfig,
+    LPNModel,
+    LPNProcessor,
+    SearchConfig,
+    StringProcessor,
+    TaskStream,
+)
 from modeling_lpn.arguments import given, option, parse_recipe
 from modeling_lpn.runs import (
     ThreadChoice,
@@ -141,6 +150,18 @@ def argument_types() -> list[type]:
     ]
 
 
+def evaluation_command(run, task_args, processor, folder: str) -> str:
+    """What evaluates the model on tasks like those it was trained on, where these are generated."""
+    recipe = "evaluate_strings" if isinstance(processor, StringProcessor) else "evaluate_lpn"
+    command = ["accelerate", "launch", f"recipes/{recipe}.py", "--model_name_or_path", folder]
+    settings = given(task_args)
+    if "task_path" not in settings:
+        command += ["--tasks", run.task]
+        for name, value in settings.items():
+            command += [f"--{name}", *(map(str, value) if isinstance(value, list | tuple) else [str(value)])]
+    return shlex.join(command)
+
+
 def main():
     run, model_args, task_args, train_search, search, args = parse_recipe(argument_types())
     logging.basicConfig(level=logging.INFO if args.should_log else logging.WARNING)
@@ -194,7 +215,7 @@ def main():
             leaks=leaks,
             ended_by_time_budget=budget.ended,
         )
-        print(f"evaluate it: accelerate launch recipes/evaluate_lpn.py --model_name_or_path {args.output_dir}")
+        print(f"evaluate it: {evaluation_command(run, task_args, processor, args.output_dir)}")
     if args.push_to_hub:
         trainer.push_to_hub()
     end_together(trainer.accelerator)

@@ -329,6 +329,11 @@ def test_what_cannot_be_published_is_refused_and_changes_nothing(lpn, tmp_path, 
     assert contents(tmp_path / "out") == before and not list(tmp_path.glob(".out-*"))
 
 
+def test_a_file_that_is_no_results_file_is_named_as_it_was_given(lpn, tmp_path):
+    with pytest.raises(ValueError, match=f"^{re.escape(str(lpn / 'config.json'))} is no results file"):
+        assemble(lpn, tmp_path / "out", [lpn / "config.json"])
+
+
 def test_nothing_else_leaves(lpn, tmp_path):
     assemble(lpn, tmp_path / "out")
     folder = tmp_path / "out"

@@ -488,7 +488,8 @@ def _summarise(tasks, records, budgets, search) -> EvaluationOutput:
     errors = {task["task_id"]: records[task["task_id"]].error for task in tasks if records[task["task_id"]].error}
     if len(errors) == len(tasks):
         task_id, error = next(iter(errors.items()))
-        raise RuntimeError(f"all {len(tasks)} tasks failed; the first, {task_id}, with {error}")
+        kind = ValueError if error.startswith("ValueError") else RuntimeError  # tasks that the model cannot read
+        raise kind(f"all {len(tasks)} tasks failed; the first, {task_id}, with {error}")
     solved = [records[task["task_id"]] for task in tasks if task["task_id"] not in errors]
     solutions = _solutions(tasks)
     results = []

@@ -1,6 +1,7 @@
 """The real commands, on tiny settings."""
 
 import json
+import shlex
 import shutil
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from cases_recipes import ROOT, call, command, flags, launch, load_recipe, weigh
 from cases_tasks import make_pairs
 from transformers import AutoModel, AutoProcessor
 
-from modeling_lpn import LPNConfig, LPNModel, PatternTask, SearchConfig, TaskStream
+from modeling_lpn import LPNConfig, LPNModel, LPNProcessor, PatternTask, SearchConfig, TaskStream
 from modeling_lpn.arguments import given, parse_recipe
 from modeling_lpn.hub import assemble, verify
 from modeling_lpn.tasks.arc import save_tasks
@@ -70,6 +71,15 @@ def trained(tmp_path_factory):
             *flags(TINY, output_dir=folder, save_strategy="steps", eval_strategy="steps", eval_steps=15),
         )
     return folder
+
+
+def test_the_command_that_evaluates_names_the_tasks_of_the_training():
+    defaults = [str(ROOT / "recipes" / "lpn" / "quickstart.yaml")]
+    run, _, task_args, *_ = parse_recipe(train.argument_types(), defaults)
+    command = shlex.split(train.evaluation_command(run, task_args, LPNProcessor(4, 4), "a folder"))
+    assert command[:5] == ["accelerate", "launch", "recipes/evaluate_lpn.py", "--model_name_or_path", "a folder"]
+    args, tasks = parse_recipe([evaluate.EvaluationArguments, task_arguments()], command[3:])
+    assert (args.model_name_or_path, args.tasks) == ("a folder", "pattern") and given(tasks) == given(task_args)
 
 
 def test_a_trained_model_loads_and_its_run_is_recorded(trained):
