@@ -400,7 +400,8 @@ def published(hub, lpn, monkeypatch, tmp_path):
     constants = huggingface_hub.constants
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     hasty = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})  # no pause between two tries
-    monkeypatch.setattr("huggingface_hub.file_download.time", hasty)
+    for module in ("file_download", "utils._http"):
+        monkeypatch.setattr(f"huggingface_hub.{module}.time", hasty)
     return hub
 
 

@@ -104,7 +104,7 @@ def test_a_missing_folder_is_called_a_missing_folder(tmp_path):
         raise OSError("the Hub cannot be reached\nand much more")
 
     for name in (str(tmp_path / "none"), "outputs/none"):
-        with pytest.raises(FileNotFoundError, match=f"there is no folder '{name}'.*cannot be reached.$"):
+        with pytest.raises(FileNotFoundError, match=rf"there is no folder '{name}'.*cannot be reached\)"):
             load_pretrained(load, name)
     with pytest.raises(OSError, match="much more"):  # the folder is there: what its files lack is said as it is
         load_pretrained(load, str(tmp_path))
