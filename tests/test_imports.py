@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "modeling_lpn"
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
 SCRIPTS = Path(__file__).parent.parent / "datasets_scripts"
 FAMILIES = {"lpn", "codegen2"}
-SHARED = {"hub", "cards", "reload", "arguments", "runs", "batching", "optional", "cpu", "files"}
+SHARED = {"hub", "cards", "reload", "arguments", "runs", "batching", "optional", "cpu", "files", "records"}
 # What a folder, or a file above the folders, may import of the package beside its own siblings.
 MAY_IMPORT = {
     "lpn": set(),
@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "sandbox": set(),
     "optional": set(),
     "files": set(),
+    "records": set(),
     "cpu": set(),
     "tasks": {"lpn"} | SHARED,
     "code": {"codegen2", "sandbox"} | SHARED,

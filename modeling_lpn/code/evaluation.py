@@ -18,9 +18,9 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from ..batching import evaluating, map_batches
 from ..codegen2.infilling_codegen2 import InfillFormat, cut_around_holes, encode_source, infill, infill_layout
+from ..records import RecordStore, text_digest, weights_digest
 from .generation import context_length, decode, decode_after, encode_prompt, generate_rows, stop_ids
 from .metrics import infill_scores
-from .records import RecordStore, text_digest, weights_digest
 
 
 MAX_IDLE_TURNS = 10  # through all files without a new span, before it is said that there are no more

@@ -21,13 +21,13 @@ from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria,
 
 from ..batching import evaluating, map_batches
 from ..codegen2.infilling_codegen2 import InfillFormat, infill
+from ..records import RecordStore, text_digest, weights_digest
 from ..runs import cores_of_process
 from ..sandbox.execution import ExecutionResult, require_code_execution, run_programs
 from .benchmarks import TRUNCATIONS, CodeTask
 from .evaluation import GREEDY
 from .generation import decode_after, encode_prompt, generate_rows, stop_ids
 from .metrics import compute_pass_at_k, score_intervals
-from .records import RecordStore, text_digest, weights_digest
 
 
 CHECK_EVERY = 8  # steps between two looks whether a row has reached what will be cut off

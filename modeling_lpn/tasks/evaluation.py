@@ -1,7 +1,6 @@
 """Solves a list of tasks by latent search and scores the answers, at one or several search budgets."""
 
 import dataclasses
-import hashlib
 import itertools
 import json
 import os
@@ -12,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import PartialState
 
 from ..batching import evaluating, map_batches
 from ..lpn.search_lpn import SearchConfig, SearchOutput, rank_by_scores
+from ..records import RecordStore, text_digest, weights_digest
 from .arc import load_tasks
 from .metrics import compute_arc_scores
 from .pairs import read_pairs
@@ -406,71 +405,30 @@ class _Solver:
 
 
 class _KeptRecords:
-    """
-    Records on disk: `settings.json`, and a file of JSON lines of every process. A batch is written at once, so that a kill
-    costs no more than the batches that were being solved; a line that was cut off counts as not there.
-    """
+    """Records of a solver on disk, by the content of their tasks: written batch by batch, so that a kill costs no more than one."""
 
     def __init__(self, folder: Path, solver: _Solver):
-        state = PartialState()
-        self.solver, self.folder = solver, folder
-        self.file = folder / f"process_{state.process_index}.jsonl"
-        with state.main_process_first():
-            self._check_settings()
-
-    def _check_settings(self) -> None:
-        solver, file = self.solver, self.folder / "settings.json"
         settings = {"search": solver.search.to_dict(), "budgets": list(solver.budgets), "seed": solver.seed}
-        settings |= {"model": _digest_of_weights(solver.model)}
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if not file.is_file():
-            new = file.with_name(f"{file.name}.{os.getpid()}")
-            new.write_text(json.dumps(settings))
-            os.replace(new, file)
-        earlier = json.loads(file.read_text())
-        other = [name for name in settings if earlier.get(name) != json.loads(json.dumps(settings[name]))]
-        if other:
-            raise ValueError(
-                f"{self.folder} holds results of an evaluation with another `{other[0]}`; go on with the same settings, or"
-                " remove the folder (recipes: --overwrite true)"
-            )
+        settings["weights"] = weights_digest(solver.model)
+        fields = tuple(field.name for field in dataclasses.fields(_Record))
+        self.solver, self.store = solver, RecordStore(folder / "tasks.jsonl", settings, ("task",), fields)
 
     def read(self, tasks: list[dict]) -> dict[int, _Record]:
         """The records of these tasks that are there, by place."""
-        records = {}
-        for file in sorted(self.folder.glob("process_*.jsonl")):
-            for line in file.read_text().split("\n"):
-                try:
-                    entry = json.loads(line)
-                except json.JSONDecodeError:
-                    continue
-                key = entry.pop("task")
-                records[key] = _Record(**entry)
-        places = {index: records[key] for index, task in enumerate(tasks) if (key := _digest(task)) in records}
-        PartialState().wait_for_everyone()  # nobody writes before all have read
-        return places
+        records = {digest: entry for (digest,), entry in self.store.open().items()}
+        entries = {index: records.get(_digest(task)) for index, task in enumerate(tasks)}
+        names = self.store.fields
+        return {index: _Record(**{name: entry[name] for name in names}) for index, entry in entries.items() if entry}
 
     def solve(self, tasks: list[dict]) -> list[_Record]:
         records = self.solver.solve(tasks)
-        entries = zip(tasks, records, strict=True)
-        lines = [json.dumps({"task": _digest(task), **dataclasses.asdict(record)}) for task, record in entries]
-        with open(self.file, "a") as file:
-            # The newline in front ends a line that an earlier run left half written.
-            file.write("\n" + "\n".join(lines) + "\n")
+        pairs = zip(tasks, records, strict=True)
+        self.store.append([{"task": _digest(task), **dataclasses.asdict(record)} for task, record in pairs])
         return records
 
 
 def _digest(task: dict) -> str:
-    return hashlib.sha256(json.dumps(task, sort_keys=True, default=str).encode()).hexdigest()[:32]
-
-
-def _digest_of_weights(model) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(
-            name.encode() + tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-        )
-    return digest.hexdigest()[:32]
+    return text_digest(json.dumps(task, sort_keys=True, default=str))
 
 
 def _solutions(tasks) -> dict:

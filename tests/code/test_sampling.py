@@ -7,7 +7,6 @@ import torch
 
 from modeling_lpn import CodeGen2ForCausalLM
 from modeling_lpn.code.benchmarks import TRUNCATIONS, CodeTask
-from modeling_lpn.code.records import read_records
 from modeling_lpn.code.sampling import (
     InverseSampler,
     SamplingConfig,
@@ -16,6 +15,7 @@ from modeling_lpn.code.sampling import (
     run_completions,
     sample_completions,
 )
+from modeling_lpn.records import read_records
 from modeling_lpn.sandbox.execution import ExecutionResult
 
 

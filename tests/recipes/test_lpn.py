@@ -179,9 +179,9 @@ def test_a_killed_evaluation_goes_on_in_two_processes(trained, tmp_path, monkeyp
     process = subprocess.Popen(
         **command(recipe="evaluate_lpn", arguments=arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    solved = tmp_path / "killed" / "solved" / "process_0.jsonl"
+    solved = tmp_path / "killed" / "solved" / "tasks.jsonl"
     until = time.monotonic() + 60
-    while not solved.exists() and time.monotonic() < until:
+    while not (solved.exists() and solved.stat().st_size) and time.monotonic() < until:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()

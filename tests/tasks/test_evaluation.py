@@ -271,14 +271,14 @@ def test_a_killed_evaluation_goes_on_from_what_is_on_disk(model, processor, tmp_
     monkeypatch.setattr(model, "search", killed_in_the_third_batch)
     with pytest.raises(Killed):
         run(model, processor, tasks, search, BUDGETS, keep_in=tmp_path)
-    file = tmp_path / "process_0.jsonl"
+    file = tmp_path / "tasks.jsonl"
     assert len(file.read_text().split()) and searched == [4, 4, 1]
     same(run(model, processor, tasks, search, BUDGETS, keep_in=tmp_path), whole)
     assert searched == [4, 4, 1, 1]  # only the batch that was lost
     # What another process wrote counts, and a line that was cut off does not.
     lines = file.read_text().split("\n")
     file.write_text("\n".join(lines[: len(lines) // 2])[:-40])
-    (tmp_path / "process_3.jsonl").write_text("\n".join(lines[len(lines) // 2 :]))
+    (tmp_path / "tasks.rank3.jsonl").write_text("\n".join(lines[len(lines) // 2 :]))
     same(run(model, processor, tasks, search, BUDGETS, keep_in=tmp_path), whole)
     assert searched[4:] == [4]
     same(run(model, processor, tasks, search, BUDGETS, keep_in=tmp_path), whole)
@@ -286,11 +286,13 @@ def test_a_killed_evaluation_goes_on_from_what_is_on_disk(model, processor, tmp_
     other = make_tasks(seed=1)[:2]  # the ids are the same, the tasks are not
     assert set(run(model, processor, other, search, BUDGETS, keep_in=tmp_path).trajectories) == {"t0", "t1"}
     assert searched[5:] == [2]
-    with pytest.raises(ValueError, match="results of an evaluation with another `seed`"):
+    with pytest.raises(
+        ValueError, match="tasks.jsonl holds records made with seed 0, now it is 5; give another output folder"
+    ):
         run(model, processor, tasks, search, BUDGETS, keep_in=tmp_path, seed=5)
     changed = copy.deepcopy(model)
     next(changed.parameters()).data += 1
-    with pytest.raises(ValueError, match="with another `model`"):
+    with pytest.raises(ValueError, match="holds records made with weights "):
         run(changed, processor, tasks, search, BUDGETS, keep_in=tmp_path)
 
 
