@@ -276,6 +276,17 @@ def _is_mistake(error: Exception) -> bool:
     return isinstance(error, OSError) or ours or place.name in _CHECKS_OF_SETTINGS
 
 
+def prepare_compilation() -> None:
+    """
+    Switches off an analysis of torch.compile's Inductor that fails with a bare `AssertionError` (`get_pw_red_splits`) on the
+    steps of LPN, seen with torch 2.11 on a GPU; without it they compile.
+    """
+    import torch._inductor.config as inductor  # imported where it is needed: it takes a second
+
+    if hasattr(inductor.triton, "coalesce_tiling_analysis"):
+        inductor.triton.coalesce_tiling_analysis = False
+
+
 class ThreadChoice(TrainerCallback):
     """
     Trains on as many CPU threads as are fastest here: tries one, half and all of them in the first steps, says what a step

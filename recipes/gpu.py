@@ -112,6 +112,15 @@ TRAININGS = {
         evaluation=[*GRIDS, "--task_pattern_size", "4", "--budgets", *["0", "1", "5", "20", "100"]],
         tiny=TINY_LPN,
     ),
+    "codegen2_python_1m": Training(
+        "train_codegen2",
+        "codegen2/python_1m_gpu.yaml",
+        300,
+        needs=("outputs/code/train.parquet", "outputs/tokenizer_2k/tokenizer.json"),
+        bf16=True,
+        tiny={**TINY, "max_length": 64, "n_embd": 64, "n_layer": 1, "n_head": 2},
+        prepare_tiny=prepare_tiny_code,
+    ),
     "codegen2_small": Training(
         "train_codegen2",
         "codegen2/small_10m.yaml",

@@ -33,6 +33,7 @@ from modeling_lpn.runs import (
     find_checkpoint,
     is_finished,
     load_pretrained,
+    prepare_compilation,
     remove_checkpoints,
     report_leaks,
     run_recipe,
@@ -174,6 +175,8 @@ def main():
     model = build_model(run, model_args)
     # Saved with the model: its users search as it was evaluated.
     model.config.search = {**(model.config.search or {}), **given(search, "search_")} or None
+    if run.compile_layers or args.torch_compile:
+        prepare_compilation()
     if run.compile_layers:
         model.compile_layers()
     config = model.config

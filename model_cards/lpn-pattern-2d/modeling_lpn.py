@@ -145,13 +145,15 @@ class Demonstrations(NamedTuple):
         plan, mask = self.plan.tasks(start, end), self.pair_mask[start:end]
         return Demonstrations(self.pairs.take(slice(first, last)), mask, plan, plan.real_pairs(mask.device))
 
-    def scoring(self, rows: str, as_one: bool = False, pairs: np.ndarray | slice = slice(None)) -> "Scoring":
+    def scoring(self, rows: str, as_one: bool = False, pairs: np.ndarray | slice | None = None) -> "Scoring":
         """`pairs`, all or none of a task, under `rows` of latents: see [`GridPlan.grouping`]."""
-        chosen = pairs if isinstance(pairs, slice) else to_device(pairs, self.pair_mask.device)
-        return Scoring(self.pairs.take(chosen), self.plan.grouping(rows, self.pair_mask.device, as_one, pairs))
+        taken = self.pairs
+        if pairs is not None:
+            taken = taken.take(pairs if isinstance(pairs, slice) else to_device(pairs, self.pair_mask.device))
+        return Scoring(taken, self.plan.grouping(rows, self.pair_mask.device, as_one, pairs))
 
     def without_own(
-        self, latents: torch.Tensor, pairs: np.ndarray | slice = slice(None)
+        self, latents: torch.Tensor, pairs: np.ndarray | slice | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Latents `(rows, pairs, latent_dim)` of the task of each of `pairs`, and a mask that leaves this pair out."""
         tasks, mask = self.plan.without_own(latents.device, pairs)
@@ -366,7 +368,7 @@ class LPNModel(LPNPreTrainedModel):
                 )
         plan = GridPlan.of(input_shapes, output_shapes, pair_mask) if plan is None else plan
         facts = plan.facts(plan.key)
-        if facts.shape != batch_shape:
+        if tuple(facts.shape) != batch_shape:
             raise ValueError(
                 f"`plan` is of {facts.shape[0]} tasks with {facts.shape[1]} pairs, but `input_grids` has shape "
                 f"{tuple(input_grids.shape)}: give the plan of these tensors, or none."

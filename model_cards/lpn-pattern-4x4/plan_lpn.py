@@ -110,12 +110,13 @@ class GridPlan:
 
     @torch.compiler.assume_constant_result
     def grouping(
-        self, rows: str, device: torch.device, as_one: bool = False, pairs: np.ndarray | slice = slice(None)
+        self, rows: str, device: torch.device, as_one: bool = False, pairs: np.ndarray | slice | None = None
     ) -> "Grouping":
         """
-        `pairs`, all or none of a task, in groups; each under the row of its task (`rows="of_task"`), its own (`"own"`), or
+        `pairs` (all if not given), all or none of a task, in groups; each under the row of its task (`rows="of_task"`), its own (`"own"`), or
         those of the other pairs of its task, in whose making it took part (`"of_others"`).
         """
+        pairs = slice(None) if pairs is None else pairs
         tasks = self.places[0][pairs]
         if rows == "own":
             return grouping_of(self.sizes[pairs], device, as_one=as_one)
@@ -125,10 +126,10 @@ class GridPlan:
 
     @torch.compiler.assume_constant_result
     def without_own(
-        self, device: torch.device, pairs: np.ndarray | slice = slice(None)
+        self, device: torch.device, pairs: np.ndarray | slice | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Rows without one pair each: their tasks `(rows,)` and which pairs of it they are made of `(rows, pairs)`."""
-        tasks, places = (place[pairs] for place in self.places)
+        tasks, places = (place if pairs is None else place[pairs] for place in self.places)
         mask = self.pair_mask[tasks] & (np.arange(self.pair_mask.shape[1]) != places[:, None])
         return to_device(tasks, device), to_device(mask, device)
 
@@ -205,7 +206,8 @@ def group_pairs(sizes: np.ndarray, overhead: int, max_tokens: int, counts: np.nd
     """
     if len(sizes) and (sizes == sizes[0]).all() and (counts == counts[0]).all():
         # They stay in order: slices, with nothing to look up or to put back.
-        width = max(1, max_tokens // (sizes[0].prod(-1).sum() * max(1, counts[0])))
+        # No number of numpy, of which torch.compile makes a tensor.
+        width = max(1, int(max_tokens // (sizes[0].prod(-1).sum() * max(1, counts[0]))))
         return [slice(start, min(start + width, len(sizes))) for start in range(0, len(sizes), width)]
     lengths = sizes.prod(-1)
     order = np.lexsort((-lengths.sum(1), counts))

@@ -206,7 +206,8 @@ def group_pairs(sizes: np.ndarray, overhead: int, max_tokens: int, counts: np.nd
     """
     if len(sizes) and (sizes == sizes[0]).all() and (counts == counts[0]).all():
         # They stay in order: slices, with nothing to look up or to put back.
-        width = max(1, int(max_tokens // (sizes[0].prod(-1).sum() * max(1, counts[0]))))  # no number of numpy: it is compiled
+        # No number of numpy, of which torch.compile makes a tensor.
+        width = max(1, int(max_tokens // (sizes[0].prod(-1).sum() * max(1, counts[0]))))
         return [slice(start, min(start + width, len(sizes))) for start in range(0, len(sizes), width)]
     lengths = sizes.prod(-1)
     order = np.lexsort((-lengths.sum(1), counts))

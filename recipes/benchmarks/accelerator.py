@@ -31,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from modeling_lpn import CodeGen2Config, CodeGen2ForCausalLM, LPNModel, SearchConfig
 from modeling_lpn.lpn.plan_lpn import GridPlan
-from modeling_lpn.runs import write_results
+from modeling_lpn.runs import prepare_compilation, write_results
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -173,6 +173,7 @@ def count_flops(step: Callable[[], None], device: str) -> int:
 def measure(name: str, dtype: str, mode: str, device: str, tiny: bool, steps: int) -> dict:
     """One row; float32 weights, computed under autocast where `dtype` is bfloat16."""
     torch.compiler.reset()
+    prepare_compilation()
     work = WORKS[name](device=device, tiny=tiny)
     cast = torch.autocast(device, torch.bfloat16) if dtype == "bfloat16" else contextlib.nullcontext()
     with cast:
@@ -201,14 +202,20 @@ def main():
     parser.add_argument("--steps", type=int, default=10, help="steps behind a median")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--tiny", action="store_true", help="small batches, nothing compiled: a try on a CPU")
-    parser.add_argument("--only", nargs="+", metavar="WORK", help="works to measure, e.g. 'pattern training'; all if not given")
+    parser.add_argument(
+        "--only", nargs="+", metavar="WORK", help="works to measure, e.g. 'pattern training'; all if not given"
+    )
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES, help="ways to run them")
     parser.add_argument("--output", type=Path, default=Path("outputs/benchmark_accelerator.json"))
     args = parser.parse_args()
     start, side = time.perf_counter(), 256 if args.tiny else 8192
     if unknown := set(args.only or ()) - WORKS.keys():
         parser.error(f"there is no work {sorted(unknown)[0]!r}; known: {', '.join(WORKS)}")
-    cases = [case for case in (TINY_CASES if args.tiny else CASES) if case[0] in (args.only or WORKS) and case[2] in args.modes]
+    cases = [
+        case
+        for case in (TINY_CASES if args.tiny else CASES)
+        if case[0] in (args.only or WORKS) and case[2] in args.modes
+    ]
     machine = torch.cuda.get_device_name() if args.device == "cuda" else f"{torch.get_num_threads()} CPU threads"
     peaks = {name: peak_flops(getattr(torch, name), args.device, side) for name in ("float32", "bfloat16")}
     result = {"device": machine, "tiny": args.tiny, "peak_flops_per_second": peaks, "rows": [], "not_measured": []}

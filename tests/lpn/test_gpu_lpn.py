@@ -18,6 +18,7 @@ from modeling_lpn import (
     SearchConfig,
     TaskStream,
 )
+from modeling_lpn.runs import prepare_compilation
 
 
 GPU = pytest.param("cuda", marks=pytest.mark.gpu)
@@ -138,6 +139,7 @@ def test_a_planned_training_step_never_waits_for_the_gpu(name):
 @pytest.mark.parametrize("name", ["mean", "gradient"])
 def test_compiled_layers_are_those_of_float64(name, device):
     torch.compiler.reset()
+    prepare_compilation()
     model = make_model().to(device)
     model.compile_layers()
     loss, gradients = train(model, make_batch(device)[0], SEARCHES[name])
@@ -150,6 +152,7 @@ def test_compiled_layers_are_those_of_float64(name, device):
 @pytest.mark.parametrize("name", ["mean", "gradient"])
 def test_a_step_compiled_as_a_whole_is_that_of_float64(name, device):
     torch.compiler.reset()
+    prepare_compilation()
     mode = "reduce-overhead" if device == "cuda" else "default"
     model = torch.compile(make_model().to(device), fullgraph=True, mode=mode)
     for _ in range(3):  # CUDA graphs are recorded in the second and replayed in the third

@@ -9,7 +9,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from modeling_lpn import LPNConfig, LPNModel, SearchConfig
-from modeling_lpn.lpn.plan_lpn import GridPlan
+from modeling_lpn.lpn.plan_lpn import GridPlan, group_pairs
 from recipes.benchmarks.naive_lpn import NaiveLPN
 
 
@@ -752,3 +752,11 @@ def test_hidden_states_and_tuples(config_says, visible):
     assert isinstance(model.encode(*demonstrations, return_dict=False), tuple)
     with pytest.raises(ValueError, match="decodes a pair with several latents"):
         model(*demonstrations, search_config={"method": "all"}, **asked)
+
+
+@pytest.mark.parametrize("count", [1, 7, 300])
+def test_a_plan_holds_no_numbers_of_numpy(count):
+    """torch.compile makes tensors of them: a slice with one could not be traced by torch 2.11."""
+    groups = group_pairs(np.full((count, 2, 2), 30), 256, 2**13, np.ones(count, dtype=np.int64))
+    assert sum(part.stop - part.start for part in groups) == count
+    assert {type(number) for part in groups for number in (part.start, part.stop)} == {int}

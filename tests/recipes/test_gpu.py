@@ -25,7 +25,7 @@ def test_the_whole_command_in_small(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr + logs
     parts = json.loads((tmp_path / "out" / "state.json").read_text())["parts"]
     assert {part: record["status"] for part, record in parts.items()} == dict.fromkeys(parts, "done")
-    assert list(parts) == ["tests", "benchmarks", "pattern_2d", "pattern", "codegen2_small", "strings_gpu"]
+    assert list(parts) == ["tests", "benchmarks", *gpu.TRAININGS]
     assert all(parts[name]["steps"] == 4 for name in gpu.TRAININGS)
     rows = json.loads((tmp_path / "out" / "benchmarks.json").read_text())["rows"]
     assert all(row["seconds"] > 0 and row["flops"] > 0 for row in rows) and len(rows) == 8
