@@ -315,7 +315,7 @@ def render_card(folder: str | Path, repo_id: str) -> str:
     """
     folder = Path(folder)
     facts, evaluations = CardFacts.read(folder), read_evaluations(folder)
-    run = read_file(folder / "run.json") if (folder / "run.json").is_file() else {}
+    training_data, training = _how_it_was_trained(folder, facts)
     config, adapter = _read_config(folder), (folder / "adapter_config.json").is_file()
     family, strings = config.get("model_type", "codegen2"), is_of_strings(folder)
     base_model = facts.base_model or config.get("base_model_name_or_path")
@@ -336,8 +336,8 @@ def render_card(folder: str | Path, repo_id: str) -> str:
         "family": family,
         "adapter": adapter,
         "evaluations": evaluations,
-        "training_data": _training_data(facts, run),
-        "training": _training(run),
+        "training_data": training_data,
+        "training": training,
         "notes": facts.notes,
         "licence": f"`{facts.license}`." if facts.license else "No licence is stated.",
         "percent": percent,
@@ -424,6 +424,19 @@ def _eval_result(score: Score, benchmarks: dict[str, str]) -> EvalResult:
         metric_value=score.value,
         metric_name=None if score.budget is None else f"{score.metric} at search budget {score.budget}",
     )
+
+
+def _how_it_was_trained(folder: Path, facts: CardFacts) -> tuple[str, str]:
+    """What `run.json` says of the data and of the training, in words."""
+    path = folder / "run.json"
+    run = read_file(path) if path.is_file() else {}
+    try:
+        return _training_data(facts, run), _training(run)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is no record of a training ({type(error).__name__}: {error}); give the one that the recipe wrote, or"
+            " remove it: the card then says that nothing is recorded"
+        ) from error
 
 
 def _training_data(facts: CardFacts, run: dict) -> str:

@@ -188,6 +188,18 @@ def test_the_time_of_a_training_is_never_rounded_to_nothing(lpn, tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [{"arguments": []}, {"hardware": None}, {"versions": 3}, {"steps": "many"}, {"evaluation": [1]}, {"metrics": "x"}],
+    ids=str,
+)
+def test_a_record_of_something_else_is_named(lpn, wrong):
+    run = {**json.loads((lpn / "run.json").read_text()), "steps": 5, "seconds": None, **wrong}
+    (lpn / "run.json").write_text(json.dumps(run))
+    with pytest.raises(ValueError, match="run.json is no record of a training"):
+        render_card(lpn, "me/small")
+
+
 def test_a_card_names_the_repository_or_the_folder(lpn):
     assert 'name = "me/small"  # on the Hub; or the path of this folder\n' in render_card(lpn, "me/small")
     assert 'name = "small"  # the path of this folder\n' in render_card(lpn, "small")
