@@ -539,7 +539,7 @@ def publish(
     """
     _check_repo_id(repo_id)
     if not dry_run:
-        _require_token()  # before the work
+        _require_write_access(repo_id)  # before the work
     with tempfile.TemporaryDirectory() as scratch:
         built = Path(scratch, repo_id.split("/")[-1])
         assemble(folder, built, results, repo_id, **facts)
@@ -651,6 +651,14 @@ def _require_token() -> None:
         )
 
 
+def _require_write_access(repo_id: str) -> None:
+    _require_token()
+    with _explained(repo_id):
+        token = HfApi().whoami()["auth"].get("accessToken") or {}
+    if token.get("role") == "read":  # what a fine-grained one may do the Hub says when it is used
+        raise HubError(f"{repo_id}: the token only reads; use one with write access. Nothing was published.")
+
+
 def _is_outdated(name: str, files: dict[str, int], patterns: tuple[str, ...]) -> bool:
     """Whether an earlier version put it there; `training_args.bin` is what transformers' Trainer uploads."""
     return name not in files and (_is_named(name, patterns) or name == "training_args.bin")
@@ -663,7 +671,7 @@ def _check_repo_id(repo_id: str) -> None:
 
 _CURES = {
     401: "the token is not valid; make one with write access in the settings of the Hub, then `hf auth login`",
-    403: "the token may not write there; use a token with write access, or another name before the slash",
+    403: "the token may not write there; use one with write access, or another name before the slash",
     404: "there is no such repository, branch or user; check the name",
     409: "somebody else changed the repository meanwhile; run the command again",
     412: "somebody else changed the repository meanwhile; run the command again",

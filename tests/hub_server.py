@@ -203,7 +203,9 @@ class _Handler(BaseHTTPRequestHandler):
             user = self.user[0]
             if user is None:
                 raise refusal(401, "", "Invalid username or password.")
-            raise Answer(200, {"name": user, "type": "user", "orgs": [], "auth": {"type": "access_token"}})
+            token = {"role": "write" if self.user[1] else "read"}
+            auth = {"type": "access_token", "accessToken": token}
+            raise Answer(200, {"name": user, "type": "user", "orgs": [], "auth": auth})
         elif parts == ["api", "validate-yaml"]:
             raise Answer(200, {"errors": [], "warnings": []})
         elif parts == ["api", "repos", "create"]:
