@@ -43,6 +43,7 @@ from .transformer_lpn import (
     LPNDecoder,
     LPNEncoder,
     LPNLayerNorm,
+    LPNPreviousEmbedding,
 )
 
 
@@ -194,6 +195,9 @@ class LPNPreTrainedModel(PreTrainedModel):
             init.lecun_normal_(module.weight)
             if module.bias is not None:
                 init.zeros_(module.bias)
+        elif isinstance(module, LPNPreviousEmbedding):
+            # Drawn at random it hides the cell itself from the first steps, which then learn more slowly than without it.
+            init.zeros_(module.weight)
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight, std=module.embedding_dim**-0.5)
         elif isinstance(module, LPNLayerNorm) and module.bias is not None:

@@ -516,6 +516,10 @@ class LPNCopyHead(nn.Module):
         return states if rotary is None else rotate(states.unsqueeze(1), *rotary)[:, 0]
 
 
+class LPNPreviousEmbedding(nn.Embedding):
+    """Tables of the colours of the cells before a cell; zero in a new model."""
+
+
 class LPNStack(nn.Module):
     """What encoder and decoder share: tables of colours, shapes and positions, layers, rotary embedding and masks."""
 
@@ -528,7 +532,7 @@ class LPNStack(nn.Module):
         self.side_embedding = nn.Embedding(2, width)  # 0: of the input grid, 1: of the output grid
         self.position_embedding = LPNPositionEmbedding(config, stack)
         if config.num_previous_cells:  # a table for each distance, whose last entry is "there is none"
-            self.previous_embedding = nn.Embedding(config.num_previous_cells * (config.vocab_size + 1), width)
+            self.previous_embedding = LPNPreviousEmbedding(config.num_previous_cells * (config.vocab_size + 1), width)
         self.layers = nn.ModuleList(LPNLayer(config, stack, index) for index in range(stack.num_layers))
 
     def embed_shape(self, shapes: torch.Tensor, side: int) -> torch.Tensor:

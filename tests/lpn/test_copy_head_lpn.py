@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cases_lpn import draw_zeros
 
 from modeling_lpn import LPNConfig, LPNModel, StringProcessor
 from modeling_lpn.lpn.modeling_lpn import Scoring
@@ -16,7 +17,7 @@ def make_model(positions="rotary", attention="sdpa", **settings):
     torch.manual_seed(0)
     sizes = {"max_rows": 1, "max_cols": 12, "vocab_size": 96, "encoder_num_heads": 2, "decoder_num_heads": 2}
     config = LPNConfig(**{**sizes, "decoder_position_embedding_type": positions, "copy_inputs": True, **settings})
-    return LPNModel._from_config(config, attn_implementation=attention).eval()
+    return draw_zeros(LPNModel._from_config(config, attn_implementation=attention).eval())
 
 
 def make_batch(words):
@@ -88,6 +89,17 @@ def test_cached_decoding_writes_what_one_pass_scores_best(positions, attention, 
         assert model._reproduces(output.latents[chunk.rows[:, 0], 0, :1], chunk).all()
 
 
+def test_the_cells_before_a_cell_say_nothing_in_a_new_model():
+    torch.manual_seed(0)
+    model = LPNModel(LPNConfig(num_previous_cells=2))
+    tables = [side.previous_embedding.weight for side in (model.encoder, model.decoder)]
+    assert not any(table.any() for table in tables) and model.encoder.color_embedding.weight.std() > 0.05
+    model(
+        torch.ones(1, 2, 3, 3, dtype=int), torch.ones(1, 2, 3, 3, dtype=int), *2 * [torch.full((1, 2, 2), 3)]
+    ).loss.backward()
+    assert all(table.grad.any() for table in tables)
+
+
 @pytest.mark.parametrize("num_previous_cells", [0, 2])
 def test_batch_mates_change_nothing(num_previous_cells):
     model, words = make_model(num_previous_cells=num_previous_cells), ["abc", "de", "fghij"]
@@ -140,6 +152,9 @@ def test_the_cells_before_a_cell_help_to_go_on_copying():
     for count in (0, 2):
         sizes = {"max_cols": 16, "encoder_num_layers": 1, "decoder_num_layers": 2, "rope_max_frequency": 16.0}
         model = make_model(num_previous_cells=count, **sizes).train()
+        if count:  # as a new model begins
+            for side in (model.encoder, model.decoder):
+                torch.nn.init.zeros_(side.previous_embedding.weight)
         optimizer, generator = torch.optim.AdamW(model.parameters(), 3e-3), torch.Generator().manual_seed(0)
         for _ in range(250):
             inputs = torch.randint(1, 9, (32, 2, 1, 16), generator=generator)
