@@ -10,9 +10,23 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 
-def weights_digest(model) -> str:
-    """A digest of a model's weights, the same on every machine."""
-    return text_digest(json.dumps({name: _checksum(weight) for name, weight in model.state_dict().items()}))
+# What a configuration says of files and versions, and how to search, which is recorded beside it.
+_MEANS_NOTHING = (
+    "architectures",
+    "auto_map",
+    "custom_pipelines",
+    "dtype",
+    "search",
+    "transformers_version",
+    "_name_or_path",
+)
+
+
+def model_digest(model) -> str:
+    """A digest of a model's weights and of the settings that are no weights, the same on every machine."""
+    config = {name: value for name, value in model.config.to_dict().items() if name not in _MEANS_NOTHING}
+    weights = {name: _checksum(weight) for name, weight in model.state_dict().items()}
+    return text_digest(json.dumps([config, weights], default=str, sort_keys=True))
 
 
 def text_digest(text: str) -> str:
@@ -127,4 +141,4 @@ def read_records(path: str | os.PathLike, fields: set[str]) -> list[dict]:
     return records
 
 
-__all__ = ["RecordStore", "read_records", "text_digest", "weights_digest"]
+__all__ = ["RecordStore", "model_digest", "read_records", "text_digest"]

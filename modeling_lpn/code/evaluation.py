@@ -18,7 +18,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from ..batching import evaluating, map_batches
 from ..codegen2.infilling_codegen2 import InfillFormat, cut_around_holes, encode_source, infill, infill_layout
-from ..records import RecordStore, text_digest, weights_digest
+from ..records import RecordStore, model_digest, text_digest
 from .generation import context_length, decode, decode_after, encode_prompt, generate_rows, stop_ids
 from .metrics import infill_scores
 
@@ -202,7 +202,7 @@ def evaluate_infilling(
 
 def _store(path, model, cases, settings) -> RecordStore:
     texts = json.dumps([[case.prefix, case.middle, case.suffix] for case in cases])
-    settings = {**settings, "cases": text_digest(texts), "weights": weights_digest(model)}
+    settings = {**settings, "cases": text_digest(texts), "model": model_digest(model)}
     return RecordStore(path, settings, ("number",), ("name", "kind", "prediction", "reference", "ended"))
 
 

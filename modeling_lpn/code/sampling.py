@@ -21,7 +21,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria,
 
 from ..batching import evaluating, map_batches
 from ..codegen2.infilling_codegen2 import InfillFormat, infill
-from ..records import RecordStore, text_digest, weights_digest
+from ..records import RecordStore, model_digest, text_digest
 from ..runs import cores_of_process
 from ..sandbox.execution import ExecutionResult, require_code_execution, run_programs
 from .benchmarks import TRUNCATIONS, CodeTask
@@ -190,7 +190,7 @@ def _settings(model, tasks, sampling) -> dict:
     for name in ("num_samples", "batch_size"):
         del settings[name]
     texts = json.dumps([[task.task_id, task.context, task.prompt, task.suffix] for task in tasks])
-    return {**settings, "tasks": text_digest(texts), "weights": weights_digest(model)}
+    return {**settings, "tasks": text_digest(texts), "model": model_digest(model)}
 
 
 class _Sampler:

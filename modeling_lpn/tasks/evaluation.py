@@ -14,7 +14,7 @@ import torch
 
 from ..batching import evaluating, map_batches
 from ..lpn.search_lpn import SearchConfig, SearchOutput, rank_by_scores
-from ..records import RecordStore, text_digest, weights_digest
+from ..records import RecordStore, model_digest, text_digest
 from .arc import load_tasks
 from .metrics import compute_arc_scores
 from .pairs import read_pairs
@@ -409,7 +409,7 @@ class _KeptRecords:
 
     def __init__(self, folder: Path, solver: _Solver):
         settings = {"search": solver.search.to_dict(), "budgets": list(solver.budgets), "seed": solver.seed}
-        settings["weights"] = weights_digest(solver.model)
+        settings["model"] = model_digest(solver.model)
         fields = tuple(field.name for field in dataclasses.fields(_Record))
         self.solver, self.store = solver, RecordStore(folder / "tasks.jsonl", settings, ("task",), fields)
 

@@ -116,7 +116,7 @@ def test_samples_that_were_made_otherwise_are_not_taken(tmp_path, model, tokeniz
         sample_completions(model, tokenizer, TASKS, SAMPLING, path)
     torch.manual_seed(1)
     trained_on = CodeGen2ForCausalLM(model.config).eval()
-    with pytest.raises(ValueError, match="made with weights"):
+    with pytest.raises(ValueError, match="made with model"):
         sample_completions(trained_on, tokenizer, TASKS[:1], SAMPLING, path)
     with pytest.raises(ValueError, match="some tasks have a suffix and some have none"):
         sample_completions(model, tokenizer, TASKS + HOLES, SAMPLING, path)

@@ -292,7 +292,7 @@ def test_a_killed_evaluation_goes_on_from_what_is_on_disk(model, processor, tmp_
         run(model, processor, tasks, search, BUDGETS, keep_in=tmp_path, seed=5)
     changed = copy.deepcopy(model)
     next(changed.parameters()).data += 1
-    with pytest.raises(ValueError, match="holds records made with weights "):
+    with pytest.raises(ValueError, match="holds records made with model "):
         run(changed, processor, tasks, search, BUDGETS, keep_in=tmp_path)
 
 
