@@ -23,6 +23,10 @@ from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
 
 
 def cores_of_process() -> int:
@@ -77,7 +81,7 @@ def find_checkpoint(args: TrainingArguments, overwrite: bool = False) -> str | N
 
     Args:
         args (`TrainingArguments`): `resume_from_checkpoint` is a folder, `"auto"` for the last checkpoint in `output_dir`
-            if there is one, or `None`.
+            that was written to its end, if there is one, or `None`.
         overwrite (`bool`, defaults to `False`): begins anew; see [`remove_checkpoints`].
 
     Returns:
@@ -99,7 +103,7 @@ def find_checkpoint(args: TrainingArguments, overwrite: bool = False) -> str | N
                 f"{args.output_dir} holds a finished run (run.json) and no checkpoint to go on from; replace it with "
                 "--overwrite, or choose another --output_dir and start from it with --model_name_or_path"
             )
-        return last
+        return _last_whole_checkpoint(folder)
     if args.resume_from_checkpoint is None and (last is not None or record.is_file()):
         what = f"checkpoints of an earlier run (the last: {Path(last).name})" if last else "an earlier run (run.json)"
         raise ValueError(
@@ -107,6 +111,20 @@ def find_checkpoint(args: TrainingArguments, overwrite: bool = False) -> str | N
             "--overwrite, or choose another --output_dir"
         )
     return args.resume_from_checkpoint
+
+
+def _last_whole_checkpoint(folder: Path) -> str | None:
+    """What a kill left while it was written is passed over: the Trainer writes `trainer_state.json` last."""
+    numbers = (path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*"))
+    for number in sorted(map(int, filter(str.isdecimal, numbers)), reverse=True):
+        checkpoint = folder / f"checkpoint-{number}"
+        try:
+            json.loads((checkpoint / "trainer_state.json").read_text())
+        except (OSError, ValueError):
+            logger.warning(f"{checkpoint} was not written to its end; passed over")
+        else:
+            return str(checkpoint)
+    return None
 
 
 def remove_checkpoints(args: TrainingArguments) -> None:

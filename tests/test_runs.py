@@ -75,6 +75,11 @@ def test_an_earlier_training_is_continued_or_replaced_only_when_asked(tmp_path):
         find_checkpoint(arguments(tmp_path))
     resumed = arguments(tmp_path, resume_from_checkpoint="auto")
     assert find_checkpoint(resumed) == str(path)
+    for number, text in ((6, '{"global_st'), (12, None)):  # killed while they were written
+        (half := tmp_path / f"checkpoint-{number}").mkdir()
+        if text is not None:
+            (half / "trainer_state.json").write_text(text)
+    assert find_checkpoint(resumed) == str(path)
     with pytest.raises(ValueError, match="give one of the two"):
         find_checkpoint(resumed, overwrite=True)
     assert find_checkpoint(arguments(tmp_path), overwrite=True) is None and path.exists()

@@ -12,10 +12,11 @@ import torch
 from cases_lpn_recipes import TINY, evaluate, train
 from cases_recipes import ROOT, call, command, flags, launch, weights
 from cases_tasks import make_pairs
-from transformers import AutoModel, AutoProcessor
+from transformers import AutoModel, AutoProcessor, TrainingArguments
 
 from modeling_lpn import LPNConfig, LPNModel, LPNProcessor, SearchConfig
 from modeling_lpn.arguments import given, parse_recipe
+from modeling_lpn.runs import find_checkpoint
 from modeling_lpn.tasks.arguments import make_task, task_arguments
 
 
@@ -47,11 +48,12 @@ def test_a_killed_and_resumed_run_ends_with_the_same_weights(trained, tmp_path, 
     """Killed in earnest, some steps after its first checkpoint; all that it wrote after that is thrown away."""
     arguments = [str(ROOT / "recipes" / "lpn" / "quickstart.yaml")]
     arguments += flags(TINY, output_dir=tmp_path, save_strategy="steps", eval_strategy="steps", eval_steps=15)
+    auto = TrainingArguments(output_dir=str(tmp_path), resume_from_checkpoint="auto")
     process = subprocess.Popen(
         **command(recipe="train_lpn", arguments=arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     until = time.monotonic() + 60
-    while not (tmp_path / "checkpoint-10" / "trainer_state.json").exists() and time.monotonic() < until:
+    while find_checkpoint(auto) is None and time.monotonic() < until:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
