@@ -237,8 +237,9 @@ class Queue:
 
     def tests(self) -> list[str]:
         files = [str(file) for file in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in file.read_text()]
-        # Deprecations are errors where versions are pinned; here they are whatever the machine has.
-        command = ["-m", "pytest", "-m", "gpu", "-v", "-W", "default", "-p", "no:cacheprovider", *files]
+        # Deprecations are errors where versions are pinned; here they are whatever the machine has. Every test with its
+        # name: what time cuts off prints no summary.
+        command = ["-m", "pytest", "-m", "gpu", "-vv", "-W", "default", "-p", "no:cacheprovider", *files]
         parallel = importlib.util.find_spec("xdist") is not None and torch.cuda.is_available()
         return [*command, "-n", "4"] if parallel else command
 
