@@ -572,6 +572,8 @@ def publish_dataset(
     """
     folder = Path(folder)
     _check_repo_id(repo_id)
+    if not dry_run:
+        _require_write_access(repo_id)
     if not (folder / "README.md").is_file() or not any(
         _is_named(name, DATASET_FILES[3:]) for name in _files_below(folder)
     ):

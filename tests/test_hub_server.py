@@ -323,6 +323,7 @@ def test_a_shipped_checkpoint_goes_to_the_hub_and_back(hub, tmp_path, capsys, na
 def test_the_command_and_a_data_set(hub, lpn, tmp_path, monkeypatch):
     publish_command = [sys.executable, str(ROOT / "recipes" / "publish.py")]
     environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
+    environment["HF_HUB_OFFLINE"] = "0"
 
     def command(*arguments):
         return subprocess.run(
