@@ -24,6 +24,7 @@ from .search_lpn import SearchConfig
 
 POSITION_EMBEDDING_TYPES = ("learned", "scaled", "rotary")
 ACTIVATIONS = ("silu", "relu")
+MAX_LAYERS = 1024  # far above any model; a hostile config.json of a billion would build modules for hours
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class LPNConfig(PreTrainedConfig):
         latent_dim (`int`, defaults to 32): Size of a latent program.
         variational (`bool`, defaults to `True`):
             Whether the encoder gives a Gaussian (`latent_mean`, `latent_logvar`) or a point.
-        encoder_num_layers, decoder_num_layers (`int`, defaults to 2): Transformer layers; the encoder may have 0.
+        encoder_num_layers, decoder_num_layers (`int`, defaults to 2): Transformer layers, up to 1024; the encoder may have 0.
         encoder_num_heads, decoder_num_heads (`int`, defaults to 6): Attention heads.
         encoder_head_dim, decoder_head_dim (`int`, defaults to 16): Channels of one head.
         encoder_mlp_factor, decoder_mlp_factor (`float`, defaults to 1.0): Width of the MLP over the width of the stack.
@@ -168,10 +169,9 @@ class LPNConfig(PreTrainedConfig):
         for name in ("vocab_size", "max_rows", "max_cols", "latent_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it counts something: use 1 or more.")
-        if self.num_previous_cells < 0:
-            raise ValueError(
-                f"`num_previous_cells` is {self.num_previous_cells}; a number of cells is needed: 0 or more."
-            )
+        cells = self.max_rows * self.max_cols
+        if not 0 <= self.num_previous_cells <= cells:
+            raise ValueError(f"`num_previous_cells` is {self.num_previous_cells}; use 0 to {cells}, the cells of a grid.")
         for side, stack in (("encoder", self.encoder_stack), ("decoder", self.decoder_stack)):
             self._validate_stack(side, stack)
         if self.separate_input_position_embeddings and not self.next_position_embeddings:
@@ -187,8 +187,8 @@ class LPNConfig(PreTrainedConfig):
     @staticmethod
     def _validate_stack(side: str, stack: LPNStackConfig) -> None:
         least_layers = 0 if side == "encoder" else 1
-        if stack.num_layers < least_layers:
-            raise ValueError(f"`{side}_num_layers` is {stack.num_layers}; use {least_layers} or more.")
+        if not least_layers <= stack.num_layers <= MAX_LAYERS:
+            raise ValueError(f"`{side}_num_layers` is {stack.num_layers}; use {least_layers} to {MAX_LAYERS}.")
         if min(stack.num_heads, stack.head_dim, stack.intermediate_size) < 1:
             raise ValueError(
                 f"`{side}_num_heads`, `{side}_head_dim` and `{side}_mlp_factor` are {stack.num_heads}, {stack.head_dim} "

