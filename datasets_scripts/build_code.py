@@ -28,10 +28,10 @@ from code_filters import (
     read_text,
     word_hashes,
 )
-from code_report import OUTPUTS, CorpusWriter, benchmark_note, reasons_of, summary, write_report
+from code_report import CorpusWriter, benchmark_note, reasons_of, summary, write_report
 from code_secrets import Secrets
 from code_sources import allowed_licences, held_out_labels, open_sources
-from dataset_card import add_push_arguments, push
+from dataset_card import add_output_arguments, check_output, push
 from tqdm import tqdm
 
 
@@ -41,8 +41,6 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--sources", nargs="+", required=True, metavar="SOURCE", help="see above")
-    add("--output", type=Path, required=True, help="folder to write to")
-    add("--overwrite", action="store_true", help="replace an earlier build in --output")
     one = "[SOURCE=]"
     add("--license", nargs="*", default=[], metavar=f"{one}NAME", help="of sources that state none, or of one source")
     add("--allow_licenses", nargs="+", default=["default"], help="SPDX names; `default` stands for permissive ones")
@@ -66,8 +64,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--validation_sources", nargs="+", default=[], metavar="SOURCE", help="sources held out whole, instead")
     add("--max_files", type=int, help="read no more than so many files of each source")
     add("--seed", type=int, default=1, help="of the search for near duplicates")
-    add_push_arguments(parser)
+    add_output_arguments(parser)
     arguments = parser.parse_args(argv)
+    check_output(parser, arguments)
     check_arguments(parser, arguments)
     arguments.allow_licenses = allowed_licences(arguments.allow_licenses)
     return arguments
@@ -82,11 +81,6 @@ def check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespa
             parser.error(f"--{name} is {value}; give at least 1")
     if arguments.min_bytes > arguments.max_bytes:
         parser.error(f"--min_bytes is {arguments.min_bytes}, above --max_bytes {arguments.max_bytes}; swap them")
-    if arguments.output.exists() and not arguments.output.is_dir():
-        parser.error(f"--output {arguments.output} is a file; give a folder")
-    found = [name for name in OUTPUTS if (arguments.output / name).exists()]
-    if found and not arguments.overwrite:
-        parser.error(f"--output {arguments.output} has {found[0]} already; give another folder, or --overwrite")
 
 
 def examine(candidate: Candidate, source: Source, secrets: Secrets, arguments) -> tuple[str, str]:

@@ -7,9 +7,8 @@ Training reads the generator directly (`PatternTask`); a fixed set is for compar
 
 import argparse
 import dataclasses
-from pathlib import Path
 
-from dataset_card import add_push_arguments, push, table, write_card
+from dataset_card import add_output_arguments, check_output, push, table, write_card
 
 from modeling_lpn.tasks.arc import save_tasks
 from modeling_lpn.tasks.generators import PatternTask
@@ -46,9 +45,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num_train", type=int, default=10_000, help="tasks of the train split, default 10000")
     parser.add_argument("--num_test", type=int, default=200, help="tasks of the test split, default 200")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, required=True, help="folder to write to")
-    add_push_arguments(parser)
+    add_output_arguments(parser)
     arguments = parser.parse_args(argv)
+    check_output(parser, arguments)
     for name in ("num_pairs", "num_queries", "num_train", "num_test"):
         if getattr(arguments, name) < 1:
             parser.error(f"--{name} is {getattr(arguments, name)}; give at least 1")

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from dataset_card import add_push_arguments, push, table, write_card
+from dataset_card import add_output_arguments, check_output, push, table, write_card
 
 from modeling_lpn.lpn.processing_lpn import validate_grid
 from modeling_lpn.tasks.pairs import read_pairs
@@ -48,11 +48,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--source", type=Path, required=True, help=".zip, folder or .parquet")
-    parser.add_argument("--output", type=Path, required=True, help="folder to write to")
     parser.add_argument("--validation_rows", type=int, default=20, help="last pairs of each task, default 20")
     parser.add_argument("--exclude", nargs="*", default=[], metavar="TASK_ID", help="tasks to leave out")
-    add_push_arguments(parser)
+    add_output_arguments(parser)
     arguments = parser.parse_args(argv)
+    check_output(parser, arguments)
     if not arguments.source.exists():
         parser.error(f"--source {arguments.source} does not exist; give a .zip, a folder or a .parquet file")
     if arguments.source.resolve().parent == arguments.output.resolve() and arguments.source.suffix == ".parquet":

@@ -17,7 +17,6 @@ from dataset_card import table, write_card
 
 SPLITS = ("train", "validation")
 COLUMNS = ("text", "path", "licence", "source", "sha256")
-OUTPUTS = (*(f"{split}.parquet" for split in SPLITS), "README.md", "manifest.json")
 BUFFERED_BYTES = 16_000_000
 # Names that the Hub knows; others are told in the text.
 HUB_LICENCES = {"apache-2.0", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "isc", "mit", "mpl-2.0", "unlicense", "zlib"}

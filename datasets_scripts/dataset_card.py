@@ -34,10 +34,22 @@ def table(header: list[str], rows: list[list[object]]) -> str:
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
-def add_push_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--push_to_hub` and `--public`, for [`push`]."""
+def add_output_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--output` and `--overwrite`, for [`check_output`]; `--push_to_hub` and `--public`, for [`push`]."""
+    parser.add_argument("--output", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier build in --output")
     parser.add_argument("--push_to_hub", metavar="USER/NAME", help="publish the folder as this data set, privately")
     parser.add_argument("--public", action="store_true", help="publish it for everybody")
+
+
+def check_output(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Ends the command where `--output` is no folder, or holds a data set (its card or Parquet files) and may not be replaced."""
+    folder = arguments.output
+    if folder.exists() and not folder.is_dir():
+        parser.error(f"--output {folder} is a file; give a folder")
+    found = sorted(path.name for pattern in ("README.md", "*.parquet") for path in folder.glob(pattern))
+    if found and not arguments.overwrite:
+        parser.error(f"--output {folder} has {found[0]} already; give another folder, or --overwrite")
 
 
 def push(folder: Path, arguments: argparse.Namespace) -> None:

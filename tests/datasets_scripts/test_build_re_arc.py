@@ -89,7 +89,7 @@ def test_build_re_arc_keeps_its_source(script, tmp_path, capsys):
     source = tmp_path / "train.parquet"
     source.write_text("precious")
     with pytest.raises(SystemExit):
-        script("build_re_arc").main(["--source", str(source), "--output", str(tmp_path)])
+        script("build_re_arc").main(["--source", str(source), "--output", str(tmp_path), "--overwrite"])
     assert "might be overwritten; give another" in capsys.readouterr().err and source.read_text() == "precious"
 
 
