@@ -14,6 +14,7 @@ from itertools import accumulate, pairwise
 import numpy as np
 
 from ..codegen2.infilling_codegen2 import MaskLayout, MiddleLayout
+from .spans import SyntaxSplitter
 from .token_splitter import TokenSplitter
 
 
@@ -261,6 +262,8 @@ class SpanCorruption(Objective):
         cut_ratio (`tuple[float, float]`, defaults to `(0.5, 1.0)`): where a file does not fit into a whole sequence, the
             range of the uniform share that is taken of what would. With `(1.0, 1.0)` units begin and end where their
             sequences do, and a model learns to end its spans by counting, which fails at inference.
+        splitter ([`SyntaxSplitter`], *optional*): takes of the drawn spans the parts of the syntax that lie in them, see
+            [`SyntaxSplitter.shrink`]; what was drawn is then the most that is masked.
     """
 
     mask_ratio: tuple[float, float] | None = None
@@ -271,6 +274,7 @@ class SpanCorruption(Objective):
     final_end_of_text: bool = True
     min_length: int = MIN_LENGTH
     cut_ratio: tuple[float, float] = (0.5, 1.0)
+    splitter: SyntaxSplitter | None = None
     name = "span_corruption"
 
     def __post_init__(self):
@@ -285,6 +289,11 @@ class SpanCorruption(Objective):
         if self.mean_span_length is not None and self.span_length is not None:
             raise ValueError(
                 "`mean_span_length` draws random lengths, so `span_length` would have no effect; give one of the two."
+            )
+        if self.splitter is not None and not isinstance(self.splitter, SyntaxSplitter):
+            raise ValueError(
+                f"`splitter` is a {type(self.splitter).__name__}, but the spans of a file lie between tokens; give a "
+                "SyntaxSplitter, or leave it out for random spans."
             )
         object.__setattr__(self, "_law", self._make_law())
 
@@ -314,6 +323,8 @@ class SpanCorruption(Objective):
                 fitting, most = taken, 1
             borders = draw(fitting, min(most, spans), rng)
         starts, lengths = self._law.place(borders, fitting, rng)
+        if self.splitter is not None:
+            starts, lengths = self.splitter.shrink(token_ids[:fitting], starts, lengths, rng)
         size = fitting + 3 * len(starts) + fixed
         return UnitPlan(self.name, fitting, size, starts, lengths, ends=self.final_end_of_text)
 
