@@ -7,6 +7,7 @@ masked), then [`join_units`] builds its token ids; both are pure functions of th
 
 import difflib
 from array import array
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import accumulate, pairwise
@@ -468,7 +469,7 @@ class ObjectiveMixture:
     objectives: tuple[Objective, ...]
     weights: tuple[float, ...] | None = None
     per: str = "sequence"
-    _bounds: np.ndarray = field(init=False, repr=False, compare=False)
+    _bounds: list[float] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self):
         weights = np.ones(len(self.objectives)) if self.weights is None else np.array(self.weights, dtype=float)
@@ -479,7 +480,7 @@ class ObjectiveMixture:
             )
         if self.per not in ("sequence", "document"):
             raise ValueError(f"`per` is {self.per!r}; give 'sequence' (one objective for each) or 'document'.")
-        object.__setattr__(self, "_bounds", weights.cumsum() / weights.sum())
+        object.__setattr__(self, "_bounds", (weights.cumsum() / weights.sum()).tolist())
 
     @classmethod
     def from_preset(cls, name: str, per: str = "sequence", **settings) -> "ObjectiveMixture":
@@ -529,7 +530,7 @@ class ObjectiveMixture:
         """One of the objectives, by the weights."""
         if len(self.objectives) == 1:
             return self.objectives[0]
-        return self.objectives[self._bounds.searchsorted(rng.random(), side="right")]
+        return self.objectives[bisect_right(self._bounds, rng.random())]
 
 
 _UL2_SPANS = ((3.0, 0.15), (8.0, 0.15), (3.0, 0.5), (8.0, 0.5), (64.0, 0.15), (64.0, 0.5))  # mean length, share: R, X
