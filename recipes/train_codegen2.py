@@ -33,6 +33,7 @@ from modeling_lpn.code.collator import check_attention, explain
 from modeling_lpn.code.corpora import find_shared_files, read_rows
 from modeling_lpn.code.evaluation import make_infill_cases
 from modeling_lpn.code.infill_formats import add_infill_tokens
+from modeling_lpn.code.objectives import PRESETS
 from modeling_lpn.code.packing import StreamedSequences
 from modeling_lpn.code.spans import SyntaxSplitter
 from modeling_lpn.code.token_splitter import TokenSplitter
@@ -70,7 +71,8 @@ class RunArguments:
     objective_per: str = option("sequence", "Draw the objective for each sequence or each document.")
     cut_within_tokens: bool = option(False, "Infilling: cut at characters instead of tokens.")
     syntax_rate: float | None = option(
-        None, "Infilling: share of spans that are parts of the syntax, cut at characters."
+        None,
+        "Share of spans that are parts of the syntax: infilling cut at characters, span corruption between tokens.",
     )
     syntax_language: str = option("python", "What the files are written in, for `syntax_rate`.")
     fim_rate: float | None = option(None, "Share of infilling in the preset fim, 0.5 if not given.")
@@ -78,7 +80,7 @@ class RunArguments:
     labels: str = option("no_sentinels", "What carries loss: no_sentinels, all or targets_only.")
     span_weight: float = option(1.0, "How often a token of a masked span, and its <eom>, counts in the loss.")
     horizon_weight: float = option(
-        0.0, "Weight of predicting the share of a masked span still to come, while training; 0 for none."
+        0.0, "Weight of predicting the share of a masked span still to come, while training; 0 for none. 0.1 is ours."
     )
     attention: str = option("isolated", "Files of a sequence: isolated, isolated_4d or joint.")
     infill_format: str = option("codegen2", "Sentinels of the tokenizer, a key of INFILL_FORMATS, or auto.")
@@ -135,7 +137,9 @@ def build_train_data(run, objective_args, args, tokenizer, layout):
     rates = {name: rate for name in ("fim_rate", "fim_spm_rate") if (rate := getattr(run, name)) is not None}
     settings = {**given(objective_args), **rates}
     if run.syntax_rate is not None:
-        settings["infill_splitter"] = SyntaxSplitter(tokenizer, run.syntax_rate, run.syntax_language)
+        masking = {kind.name for _, kind in PRESETS.get(run.preset, ())} & {"infill", "span_corruption"} or {"infill"}
+        splitter = SyntaxSplitter(tokenizer, run.syntax_rate, run.syntax_language)
+        settings |= {f"{name}_splitter": splitter for name in masking}
     elif run.cut_within_tokens:
         settings["infill_splitter"] = TokenSplitter(tokenizer)
     mixture = ObjectiveMixture.from_preset(run.preset, run.objective_per, **settings)
@@ -177,9 +181,12 @@ def check_leaks(run, args) -> dict | None:
 
 
 def span_counts(mixture) -> dict[str, int]:
-    """What the spans of infilling were, as far as this process has drawn them; none where they are not by syntax."""
-    splitters = (getattr(objective, "splitter", None) for objective in mixture.objectives)
-    return dict(sum((getattr(splitter, "counts", Counter()) for splitter in splitters), Counter()))
+    """What the spans were, as far as this process has drawn them; none where they are not by syntax."""
+    splitters = [getattr(objective, "splitter", None) for objective in mixture.objectives]
+    counts = {
+        id(splitter): getattr(splitter, "counts", Counter()) for splitter in splitters
+    }  # shared, as those of UL2
+    return dict(sum(counts.values(), Counter()))
 
 
 def main():

@@ -6,13 +6,16 @@ masked), then [`join_units`] builds its token ids; both are pure functions of th
 """
 
 import difflib
+from array import array
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from itertools import accumulate, chain, pairwise
+from itertools import accumulate, pairwise
 
 import numpy as np
 
 from ..codegen2.infilling_codegen2 import MaskLayout, MiddleLayout
+from .spans import SyntaxSplitter
 from .token_splitter import TokenSplitter
 
 
@@ -21,7 +24,6 @@ IGNORE_INDEX = -100
 MIN_LENGTH = 4  # shorter pieces of a file are trained causally
 FEW = 8  # numbers that Python chooses faster than numpy
 SPARE = 12  # random numbers drawn for those that come twice
-MANY_SPANS = 10  # from here on one pass over the tokens is faster than joining the pieces
 
 
 def _check_range(name, shares):
@@ -29,7 +31,8 @@ def _check_range(name, shares):
         raise ValueError(f"`{name}` is {shares}; give two shares with 0 <= low <= high <= 1.")
 
 
-@dataclass(frozen=True)
+# Two or more for every sequence, and kept until it is asked for: a frozen one takes four times as long to make.
+@dataclass(slots=True)
 class UnitPlan:
     """
     What an objective does with the next tokens of a file.
@@ -38,7 +41,8 @@ class UnitPlan:
         objective (`str`): key of `OBJECTIVES`; a piece too short for its objective is planned as `"causal"`.
         taken (`int`): number of source tokens of the unit; the rest of the file is left for the next one.
         size (`int`): number of tokens of the unit, sentinels included.
-        starts, lengths (sequences of `int`, one each for every span): the masked spans, in tokens of the source.
+        starts, lengths (sequences of `int`, one each for every span): the masked spans, in tokens of the source; lists, or
+            an `array.array` where they are many.
         ends (`bool`): whether an end of text is the last token.
         prefix_length (`int`): leading tokens that see each other in both directions (prefix-LM).
         suffix_first (`bool`): whether an infilling unit is in SPM order.
@@ -135,8 +139,9 @@ class Causal(Objective):
 
 class SpanLaw:
     """
-    How spans are drawn: `draw(num_tokens, max_spans, rng)` gives their lengths and the sum of these, `place(lengths, masked,
-    num_tokens, rng)` starts and lengths, in order, not empty and never touching.
+    How spans are drawn: `draw(num_tokens, max_spans, rng)` gives the borders between them, 0 and the number of masked tokens
+    included, where they lie one behind the other; `place(borders, num_tokens, rng)` gives starts and lengths in the source, in
+    order, not empty and never touching.
     """
 
     mask_ratio: tuple[float, float]
@@ -145,15 +150,16 @@ class SpanLaw:
         low, high = self.mask_ratio
         return min(max(round(num_tokens * (low + (high - low) * rng.random())), 1), num_tokens - 1)
 
-    def place(self, lengths, masked: int, num_tokens: int, rng):
+    def place(self, borders, num_tokens: int, rng):
         # Distinct gaps between the visible tokens, the two ends included: at least one of them between two spans.
-        slots = _choose(num_tokens - masked + 1, len(lengths), rng)
-        if isinstance(slots, np.ndarray):
-            lengths = np.asarray(lengths)
-            return (slots + lengths.cumsum() - lengths).tolist(), lengths.tolist()
-        lengths = lengths.tolist() if isinstance(lengths, np.ndarray) else lengths
-        before = accumulate(lengths[:-1], initial=0)
-        return [slot + masked_before for slot, masked_before in zip(slots, before, strict=True)], lengths
+        count = len(borders) - 1
+        slots = _choose(num_tokens - int(borders[-1]) + 1, count, rng)
+        if count > FEW:
+            borders = np.asarray(borders)
+            return _compact(slots + borders[:-1]), _compact(borders[1:] - borders[:-1])
+        borders = borders.tolist() if isinstance(borders, np.ndarray) else borders
+        starts = [slot + before for slot, before in zip(map(int, slots), borders[:-1], strict=True)]
+        return starts, [end - start for start, end in pairwise(borders)]
 
 
 @dataclass(frozen=True)
@@ -183,11 +189,11 @@ class UniformSpans(SpanLaw):
                 if total >= masked:
                     break
         if len(lengths) > most:
-            return _composition(masked, most, rng), masked
+            return _composition(masked, most, rng)
         lengths[-1] -= total - masked
         other = int(rng.random() * len(lengths))  # the one that was cut must not always be the last
         lengths[-1], lengths[other] = lengths[other], lengths[-1]
-        return lengths, masked
+        return list(accumulate(lengths, initial=0))
 
 
 @dataclass(frozen=True)
@@ -205,7 +211,7 @@ class MeanSpans(SpanLaw):
     def draw(self, num_tokens: int, max_spans: int, rng):
         masked = self._masked(num_tokens, rng)
         most = min(max_spans, masked, num_tokens - masked + 1)
-        return _composition(masked, min(max(round(masked / self.mean_span_length), 1), most), rng), masked
+        return _composition(masked, min(max(round(masked / self.mean_span_length), 1), most), rng)
 
 
 @dataclass(frozen=True)
@@ -224,10 +230,10 @@ class PoissonSpans(SpanLaw):
         while spans == 0:
             spans = int(rng.poisson(self.rate))
         spans = min(spans, max_spans, 256, num_tokens // 2)
-        return [1] * spans, spans
+        return range(spans + 1)
 
-    def place(self, lengths, masked: int, num_tokens: int, rng):
-        borders = [int(border) for border in _choose(num_tokens + 1, 2 * len(lengths), rng)]
+    def place(self, borders, num_tokens: int, rng):
+        borders = [int(border) for border in _choose(num_tokens + 1, 2 * (len(borders) - 1), rng)]
         if borders == [0, num_tokens]:
             borders[1] -= 1  # something has to be visible
         return borders[0::2], [end - start for start, end in zip(borders[0::2], borders[1::2], strict=True)]
@@ -257,6 +263,8 @@ class SpanCorruption(Objective):
         cut_ratio (`tuple[float, float]`, defaults to `(0.5, 1.0)`): where a file does not fit into a whole sequence, the
             range of the uniform share that is taken of what would. With `(1.0, 1.0)` units begin and end where their
             sequences do, and a model learns to end its spans by counting, which fails at inference.
+        splitter ([`SyntaxSplitter`], *optional*): takes of the drawn spans the parts of the syntax that lie in them, see
+            [`SyntaxSplitter.shrink`]; what was drawn is then the most that is masked.
     """
 
     mask_ratio: tuple[float, float] | None = None
@@ -267,6 +275,7 @@ class SpanCorruption(Objective):
     final_end_of_text: bool = True
     min_length: int = MIN_LENGTH
     cut_ratio: tuple[float, float] = (0.5, 1.0)
+    splitter: SyntaxSplitter | None = None
     name = "span_corruption"
 
     def __post_init__(self):
@@ -281,6 +290,11 @@ class SpanCorruption(Objective):
         if self.mean_span_length is not None and self.span_length is not None:
             raise ValueError(
                 "`mean_span_length` draws random lengths, so `span_length` would have no effect; give one of the two."
+            )
+        if self.splitter is not None and not isinstance(self.splitter, SyntaxSplitter):
+            raise ValueError(
+                f"`splitter` is a {type(self.splitter).__name__}, but the spans of a file lie between tokens; give a "
+                "SyntaxSplitter, or leave it out for random spans."
             )
         object.__setattr__(self, "_law", self._make_law())
 
@@ -300,15 +314,18 @@ class SpanCorruption(Objective):
             return CAUSAL.plan(token_ids, room, rng, layout)
         draw = self._law.draw
         most = min(layout.max_holes, self.max_spans or layout.max_holes)
-        spans, masked = draw(taken, most, rng)
+        borders = draw(taken, most, rng)
+        spans = len(borders) - 1
         # The piece is made to fit before anything is placed, never cut afterwards: every span keeps its <eom>.
-        fitting = min(taken, room - fixed - 3 * len(spans))
-        if fitting < max(self.min_length, masked + len(spans) - 1):
-            fitting = room - fixed - 3 * len(spans)
-            if fitting < max(self.min_length, 2 * len(spans)):
+        fitting = min(taken, room - fixed - 3 * spans)
+        if fitting < max(self.min_length, borders[-1] + spans - 1):
+            fitting = room - fixed - 3 * spans
+            if fitting < max(self.min_length, 2 * spans):
                 fitting, most = taken, 1
-            spans, masked = draw(fitting, min(most, len(spans)), rng)
-        starts, lengths = self._law.place(spans, masked, fitting, rng)
+            borders = draw(fitting, min(most, spans), rng)
+        starts, lengths = self._law.place(borders, fitting, rng)
+        if self.splitter is not None:
+            starts, lengths = self.splitter.shrink(token_ids[:fitting], starts, lengths, rng)
         size = fitting + 3 * len(starts) + fixed
         return UnitPlan(self.name, fitting, size, starts, lengths, ends=self.final_end_of_text)
 
@@ -452,7 +469,7 @@ class ObjectiveMixture:
     objectives: tuple[Objective, ...]
     weights: tuple[float, ...] | None = None
     per: str = "sequence"
-    _bounds: np.ndarray = field(init=False, repr=False, compare=False)
+    _bounds: list[float] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self):
         weights = np.ones(len(self.objectives)) if self.weights is None else np.array(self.weights, dtype=float)
@@ -463,7 +480,7 @@ class ObjectiveMixture:
             )
         if self.per not in ("sequence", "document"):
             raise ValueError(f"`per` is {self.per!r}; give 'sequence' (one objective for each) or 'document'.")
-        object.__setattr__(self, "_bounds", weights.cumsum() / weights.sum())
+        object.__setattr__(self, "_bounds", (weights.cumsum() / weights.sum()).tolist())
 
     @classmethod
     def from_preset(cls, name: str, per: str = "sequence", **settings) -> "ObjectiveMixture":
@@ -513,7 +530,7 @@ class ObjectiveMixture:
         """One of the objectives, by the weights."""
         if len(self.objectives) == 1:
             return self.objectives[0]
-        return self.objectives[self._bounds.searchsorted(rng.random(), side="right")]
+        return self.objectives[bisect_right(self._bounds, rng.random())]
 
 
 _UL2_SPANS = ((3.0, 0.15), (8.0, 0.15), (3.0, 0.5), (8.0, 0.5), (64.0, 0.15), (64.0, 0.5))  # mean length, share: R, X
@@ -559,44 +576,32 @@ def join_units(token_ids: Sequence[np.ndarray], plans: Sequence[UnitPlan], layou
     Returns:
         `numpy.ndarray` of shape `(sum of plan.size,)`: int64.
     """
-    sizes = [plan.size for plan in plans]
-    ids, room = np.empty(sum(sizes), dtype=np.int64), np.empty(max(sizes), dtype=np.int64)
-    parts: list[Sequence[int]] = []
-    many: list[tuple[int, np.ndarray, UnitPlan]] = []
+    ids = np.empty(sum([plan.size for plan in plans]), dtype=np.int64)
+    masked: list[tuple[int, np.ndarray, UnitPlan]] = []
     at = 0
     for source, plan in zip(token_ids, plans, strict=True):
         source = source[: plan.taken] if plan.source is None else plan.source
-        if len(plan.starts) > MANY_SPANS:
-            many.append((at, source, plan))
-            parts.append(room[: plan.size])  # written below
+        if not plan.starts:
+            ids[at : at + len(source)] = source
+            if plan.ends:
+                ids[at + plan.size - 1] = layout.end_of_text
+        elif isinstance(layout, MaskLayout):
+            masked.append((at, source, plan))
         else:
-            parts += _unit_parts(source, plan, layout)
+            (start,), (length,) = plan.starts, plan.lengths
+            pieces, span = [source[:start], source[start + length :]], source[start : start + length]
+            parts = layout.parts(pieces, [span], plan.suffix_first)
+            np.concatenate(parts, out=ids[at : at + plan.size], casting="unsafe")
         at += plan.size
-    np.concatenate(parts, out=ids, casting="unsafe")
-    if many:
-        _rearrange(ids, *zip(*many, strict=True), layout)
+    if masked:
+        _rearrange(ids, *zip(*masked, strict=True), layout)
     return ids
-
-
-def _unit_parts(source: np.ndarray, plan: UnitPlan, layout) -> list:
-    """What a unit with few spans is made of."""
-    if not plan.starts:
-        return [source, (layout.end_of_text,)] if plan.ends else [source]
-    pieces, spans, at = [], [], 0
-    for start, length in zip(plan.starts, plan.lengths, strict=True):
-        pieces.append(source[at:start])
-        at = start + length
-        spans.append(source[start:at])
-    pieces.append(source[at:])
-    if isinstance(layout, MaskLayout):
-        return layout.parts(pieces, spans, plan.ends)
-    return layout.parts(pieces, spans, plan.suffix_first)
 
 
 def _rearrange(ids, places, sources, plans, layout) -> None:
     """
-    Writes units with many spans in a [`MaskLayout`] by index arithmetic, those of a batch at once: a unit's own spans are too
-    few for what a call of numpy costs.
+    Writes units in a [`MaskLayout`] by index arithmetic, those of a batch at once: a unit's own spans are too few for what a call of
+    numpy costs.
 
     Args:
         ids (`numpy.ndarray`): written in place.
@@ -607,40 +612,47 @@ def _rearrange(ids, places, sources, plans, layout) -> None:
     counts, sizes = np.array([len(plan.starts) for plan in plans]), np.array([len(source) for source in sources])
     layout.check_holes(int(counts.max()))
     total, begin, between = int(counts.sum()), len(layout.start), len(layout.between(1))
-    starts = np.fromiter(chain.from_iterable(plan.starts for plan in plans), np.int64, total)
-    lengths = np.fromiter(chain.from_iterable(plan.lengths for plan in plans), np.int64, total)
+    starts, lengths = _flat([plan.starts for plan in plans]), _flat([plan.lengths for plan in plans])
     first = counts.cumsum() - counts  # of each unit's spans among all
+    final = first + counts - 1
     unit = units.repeat(counts)
     numbers = np.arange(total) - first[unit]  # of a span in its unit
     ends, sums = starts + lengths, lengths.cumsum()
     until = sums[first] - lengths[first]  # masked tokens of the units before
-    masked = sums[first + counts - 1] - until
+    masked = sums[final] - until
     before = sums - lengths - until[unit]  # masked tokens of the unit before each span
     visible = places + begin + sizes - masked + counts  # where the ids between a unit's source and its spans stand
     targets = (visible + between)[unit] + before + 2 * numbers  # where the spans' masks stand
-    offset = places - (sizes.cumsum() - sizes)  # from a token's place among all sources to its place in `ids`
+    shift = begin - sizes.cumsum() + sizes  # from a token's place among all sources to its place in its unit
+    moved = numbers - before
 
     # A unit is runs of what is seen and what is masked, in turn, each of which moves as a whole.
     runs, shifts = np.empty((2, 2 * total + len(plans)), np.int64)
-    seen, last = 2 * np.arange(total) + unit, 2 * (first + counts) + units
+    seen, last = 2 * np.arange(total) + unit, 2 * final + units + 2
     previous = np.concatenate(([0], ends[:-1]))
     previous[first] = 0
-    runs[seen], runs[seen + 1], runs[last] = starts - previous, lengths, sizes - ends[first + counts - 1]
-    moved = (offset + begin)[unit] + numbers - before
-    shifts[seen], shifts[last] = moved, offset + begin + counts - masked
-    shifts[seen + 1] = targets + 1 - starts + (offset - places)[unit]
+    runs[seen], runs[seen + 1], runs[last] = starts - previous, lengths, sizes - ends[final]
+    shifts[seen], shifts[last] = (places + shift)[unit] + moved, places + shift + counts - masked
+    shifts[seen + 1] = targets + 1 - starts + (shift - begin)[unit]
     where = shifts.repeat(runs)
     where += np.arange(len(where))
-    ids[where] = np.concatenate(sources)
+    ids[where] = np.concatenate(sources, dtype=np.int64)  # of the type of `ids`, or every token is converted by itself
 
     masks = np.array(layout.masks)[numbers]
-    ids[starts + moved - (offset - places)[unit]] = masks
+    ids[starts + moved + (places + begin)[unit]] = masks
     ids[targets], ids[targets + lengths + 1] = masks, layout.end_of_span
-    ids[visible[:, None] + np.arange(between)] = [layout.between(count) for count in counts.tolist()]
-    ids[places[:, None] + np.arange(begin)] = layout.start
-    ids[[place + plan.size - 1 for place, plan in zip(places.tolist(), plans, strict=True) if plan.ends]] = (
-        layout.end_of_text
+    ids[visible[:, None] + np.arange(between)] = (
+        layout.between(1) if layout.separator is not None else [layout.between(count) for count in counts.tolist()]
     )
+    if begin:
+        ids[places[:, None] + np.arange(begin)] = layout.start
+    finished = [plan.ends for plan in plans]
+    ids[(targets + lengths + 2)[final[finished]]] = layout.end_of_text
+
+
+def _flat(rows) -> np.ndarray:
+    """The numbers of all rows; of those that [`_compact`] made without a look at each of them."""
+    return np.frombuffer(b"".join([row if isinstance(row, array) else array("q", row) for row in rows]), np.int64)
 
 
 def unit_labels(input_ids, plan: UnitPlan, layout, policy: str = "no_sentinels") -> np.ndarray:
@@ -723,31 +735,46 @@ def _choose(total: int, count: int, rng) -> list[int] | np.ndarray:
         while len(chosen) < count:
             chosen.add(int(rng.random() * total))
         return sorted(chosen)
-    # Numbers are drawn until so many different ones are there: those that are left out, where they are fewer. It takes half
-    # the time of numpy's `choice`.
+    hit = np.zeros(total, dtype=bool)
+    _mark(hit, count, rng)
+    return hit.nonzero()[0]
+
+
+def _mark(hit: np.ndarray, count: int, rng) -> None:
+    """Sets `count` places of an array of `False`, every such set equally likely, in half the time of numpy's `choice`."""
+    # Places are drawn until so many different ones are there: those that are left out, where they are fewer.
+    total = len(hit)
     rest = 2 * count > total
-    wanted = total - count if rest else count
-    hit, missing = np.zeros(total, dtype=bool), wanted
-    while missing:
-        drawn = (rng.random(missing + SPARE) * total).astype(np.int64)
+    if missing := total - count if rest else count:
+        drawn = (rng.random(missing + SPARE) * float(total)).astype(np.int64)
         hit[drawn[:missing]] = True
-        missing = wanted - int(np.count_nonzero(hit))
-        for number in drawn[-SPARE:].tolist() if missing else ():
-            if not hit[number]:
-                hit[number] = True
-                missing -= 1
-                if not missing:
-                    break
-    return (~hit if rest else hit).nonzero()[0]
+        spare, missing = drawn[missing:].tolist(), missing - int(np.count_nonzero(hit))
+        while missing:  # a few, which Python sets faster
+            for number in spare:
+                if not hit[number]:
+                    hit[number] = True
+                    missing -= 1
+                    if not missing:
+                        break
+            else:
+                spare = [int(number * total) for number in rng.random(missing + SPARE).tolist()]
+    if rest:
+        np.logical_not(hit, out=hit)
 
 
 def _composition(total: int, parts: int, rng) -> list[int] | np.ndarray:
-    """`parts` positive numbers that sum to `total`, every such sequence equally likely; an array where they are many."""
-    borders = _choose(total - 1, parts - 1, rng)
-    if isinstance(borders, np.ndarray):
-        lengths = np.empty(parts, dtype=np.int64)
-        lengths[0], lengths[-1] = borders[0] + 1, total - 1 - borders[-1]
-        np.subtract(borders[1:], borders[:-1], out=lengths[1:-1])
-        return lengths
-    borders = [0, *(border + 1 for border in borders), total]
-    return [end - start for start, end in pairwise(borders)]
+    """
+    The borders between `parts` positive numbers that sum to `total`, 0 and `total` included, every such sequence equally
+    likely; an array where they are many.
+    """
+    if parts - 1 <= FEW:
+        return [0, *(int(border) + 1 for border in _choose(total - 1, parts - 1, rng)), total]
+    hit = np.zeros(total + 1, dtype=bool)
+    hit[0] = hit[total] = True
+    _mark(hit[1:total], parts - 1, rng)
+    return hit.nonzero()[0]
+
+
+def _compact(numbers: np.ndarray) -> array:
+    """Numbers of a plan that is kept until its sequence is asked for: a fifth of the memory of a list, and read back at once."""
+    return array("q", numbers.astype(np.int64, copy=False).tobytes())

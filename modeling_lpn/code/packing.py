@@ -9,8 +9,8 @@ order, which takes token counts only and some 50 microseconds each, and makes an
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import accumulate, islice
+from typing import NamedTuple
 
 import numpy as np
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
@@ -117,11 +117,11 @@ class _SequenceGenerator:
 
     def __init__(self, seed: int):
         self._random = np.random.Generator(np.random.Philox(key=np.array([seed, 0], dtype=np.uint64)))
-        self._start = self._random.bit_generator.state
+        self._start = self._random.bit_generator.state  # at counter 0; setting it copies from these arrays
 
     def __call__(self, epoch: int, index: int) -> np.random.Generator:
         self._start["state"]["key"][1] = epoch
-        self._start["state"]["counter"][:] = (0, index, 0, 0)
+        self._start["state"]["counter"][1] = index
         self._random.bit_generator.state = self._start
         return self._random
 
@@ -180,9 +180,14 @@ class DocumentStream:
         return sum(int((documents.lengths > 0).sum()) for documents in self.documents)
 
     def __getitem__(self, index: int) -> np.ndarray:
+        if index >= len(self.source):
+            self.lay_out(index)
+        return self.documents[self.source.item(index)][self.document.item(index)]
+
+    def lay_out(self, index: int) -> None:
+        """Lays the stream out until that document is in it."""
         while index >= len(self.source):
             self.reserve(2 * self._tokens + 2**16)
-        return self.documents[self.source[index]][self.document[index]]
 
     def reserve(self, num_tokens: int) -> None:
         """Lays the stream out until it has at least that many tokens; what was laid out before stays as it is."""
@@ -213,8 +218,9 @@ class DocumentStream:
         return orders
 
 
-@dataclass(frozen=True)
-class Unit:
+class Unit(
+    NamedTuple
+):  # made in a third of the time of a frozen dataclass, and there are two for every thousand tokens
     """
     A part of a file in a sequence.
 
@@ -337,8 +343,8 @@ class PackedSequences(Dataset):
 
     def _plan(self, index):
         document, offset = self._cursors[index]
-        self.stream[document]  # lays the stream out that far
-        rng = self._generator(int(self.stream.epoch[document]), index)
+        self.stream.lay_out(document)
+        rng = self._generator(self.stream.epoch.item(document), index)
         return plan_sequence(self.stream, (document, offset), self.max_length, self.mixture, self.layout, rng)
 
     def _lay_out_next(self):

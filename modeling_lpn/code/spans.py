@@ -1,4 +1,4 @@
-"""Spans of code that are parts of its syntax, for infilling: what a programmer takes out is rarely a random string."""
+"""Spans of code that are parts of its syntax: what a programmer takes out is rarely a random string."""
 
 import ast
 import importlib
@@ -166,7 +166,7 @@ class SyntaxSplitter(TokenSplitter):
     A share `syntax_rate` of the spans is taken from the syntax tree (arXiv 2506.00204 trains so), the others are random
     ones, as of [`TokenSplitter`]. Half of the former are single nodes, a node being as likely as it is long; half are runs
     of statements that follow one another, the run nearest to two uniform points in the smallest body of code around them.
-    Where a piece cannot be parsed, the span is random.
+    Where a piece cannot be parsed, the span is random. [`SpanCorruption`] takes one as well, see [`SyntaxSplitter.shrink`].
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): the model's.
@@ -175,8 +175,8 @@ class SyntaxSplitter(TokenSplitter):
             [`tree_sitter_parser`].
 
     Attributes:
-        counts (`Counter`): spans drawn so far: `node`, `run`, `random`, and `unparsable`, which were random for that
-            reason. Each process and worker counts its own.
+        counts (`Counter`): spans drawn so far: `node`, `run`, `random`, and `unparsable` and (of span corruption) `short`, which
+            were random for that reason. Each process and worker counts its own.
 
     Raises:
         ValueError: for a rate that is no share.
@@ -211,8 +211,7 @@ class SyntaxSplitter(TokenSplitter):
         points, self._kind = super()._characters(token_ids, ends, draws[:2]), "random"
         if draws[2] >= self.syntax_rate:
             return points
-        text = self.tokenizer.decode(token_ids, clean_up_tokenization_spaces=False)
-        tree = self._parser()(text) if len(text) == ends[-1] else None
+        _, tree = self._tree(token_ids, ends)
         if tree is None:
             self._kind = "unparsable"
             return points
@@ -220,11 +219,82 @@ class SyntaxSplitter(TokenSplitter):
         span = choose_node(tree, draws[4]) if self._kind == "node" else choose_run(tree, *points.tolist())
         return np.array(span)
 
+    def _tree(self, token_ids, ends) -> tuple[str, SyntaxTree | None]:
+        """The text of a piece, and its syntax where tokens and characters belong to each other."""
+        text = self.tokenizer.decode(token_ids, clean_up_tokenization_spaces=False)
+        return text, self._parser()(text) if len(text) == ends[-1] else None
+
+    def shrink(self, token_ids, starts, lengths, rng) -> tuple[list[int], list[int]]:
+        """
+        Takes of random spans the longest part of the syntax that lies in each of them, for [`SpanCorruption`]: a node or, for half
+        of them, a run of statements that follow one another if there is any. So a unit has as many spans as its law has drawn,
+        none longer than drawn, and no tokens other than its own.
+
+        Args:
+            token_ids (`numpy.ndarray` of shape `(tokens,)`): the piece of a file.
+            starts, lengths (`Sequence[int]`): its spans, in tokens.
+            rng (`numpy.random.Generator`): draws which of them, a share of `syntax_rate`, are by syntax.
+
+        Returns:
+            `tuple[list[int], list[int]]`: starts and lengths, in tokens; white space at the ends of its tokens goes with a part
+            of the syntax. A span in which none lies (`short`, as most of three tokens are) stays as it is, and all do in a piece
+            that cannot be parsed.
+        """
+        draws = rng.random((len(starts), 2)).tolist()
+        parts = self._parts(token_ids) if any(draw < self.syntax_rate for draw, _ in draws) else None
+        starts, lengths = list(starts), list(lengths)
+        for number, (draw, half) in enumerate(draws):
+            kind, found = "random", None
+            if draw < self.syntax_rate:
+                kind, names = "unparsable" if parts is None else "short", ("run", "node") if half < 0.5 else ("node",)
+                for name in names if parts else ():
+                    found = longest_within(*parts[name], starts[number], starts[number] + lengths[number])
+                    if found is not None:
+                        kind, starts[number], lengths[number] = name, found[0], found[1] - found[0]
+                        break
+            self.counts[kind] += 1
+        return starts, lengths
+
+    def _parts(self, token_ids) -> dict[str, np.ndarray] | None:
+        """
+        Nodes and statements that are whole tokens, but for white space: `(3, parts)`, the first token, the one after the last, and
+        the number of the body of code; `None` where nothing can be parsed.
+        """
+        ends = self._ends(token_ids)
+        text, tree = self._tree(token_ids, ends)
+        if tree is None:
+            return None
+        borders = np.concatenate(([0], ends))
+        shown = np.concatenate(([0], np.cumsum([not character.isspace() for character in text])))  # before a character
+
+        def in_tokens(spans) -> np.ndarray:
+            begin, end, body = np.array(spans, dtype=np.int64).reshape(-1, 3).T
+            first, last = ends.searchsorted(begin, side="right"), ends.searchsorted(end - 1, side="right")
+            whole = (shown[borders[first]] == shown[begin]) & (shown[ends[last]] == shown[end]) & (begin < end)
+            # Behind the last token there may be further ones of the same character.
+            return np.stack([first, ends.searchsorted(ends[last], side="right"), body])[:, whole]
+
+        return {
+            "node": in_tokens([(*span, number) for number, span in enumerate(tree.nodes)]),
+            "run": in_tokens([(*span, number) for number, group in enumerate(tree.groups) for span in group]),
+        }
+
 
 def choose_node(tree: SyntaxTree, draw: float) -> Span:
     """A node, as likely as it is long, by a uniform number in [0, 1)."""
     bounds = np.cumsum([end - start for start, end in tree.nodes])
     return tree.nodes[min(int(bounds.searchsorted(draw * bounds[-1], side="right")), len(tree.nodes) - 1)]
+
+
+def longest_within(first, stop, body, start: int, end: int) -> tuple[int, int] | None:
+    """The longest run of neighbouring parts of one body between two tokens: see [`SyntaxSplitter.shrink`]; `None` without any."""
+    inside = ((first >= start) & (stop <= end)).nonzero()[0]
+    if not len(inside):
+        return None
+    opens = np.diff(body[inside], prepend=-1).nonzero()[0]  # where the parts of another body begin
+    begins, ends = first[inside[opens]], stop[inside[np.append(opens[1:], len(inside)) - 1]]
+    longest = int((ends - begins).argmax())
+    return int(begins[longest]), int(ends[longest])
 
 
 def choose_run(tree: SyntaxTree, first: int, last: int) -> Span:

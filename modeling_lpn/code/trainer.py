@@ -103,7 +103,8 @@ class CodeTrainer(PublishingTrainer, Trainer):
         infill_settings (`dict`, *optional*): `infill_format` and `max_new_tokens` of [`evaluate_infilling`].
         horizon_weight (`float`, defaults to 0.0): weight of horizon-length prediction ([`HorizonHead`]), whose mean absolute
             error over all tokens of middles in the step (logged as `loss_horizon`) is added to the loss; the collator's
-            `horizon` must be set. The head is part of the checkpoints, for a resume, and is gone when training ends.
+            `horizon` must be set. The head is part of the checkpoints, for a resume, and is gone when training ends. The 0.1 of
+            our recipes is ours; that of the paper is not known to us.
         kwargs: arguments of `Trainer`; `train_dataset` is a [`PackedSequences`] or [`StreamedSequences`], the
             `processing_class` the tokenizer.
 

@@ -1,6 +1,7 @@
 """The objectives: what can be undone, what carries loss, what is drawn how often."""
 
 import itertools
+from array import array
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -20,7 +21,6 @@ from modeling_lpn.arguments import given as given_settings
 from modeling_lpn.arguments import parse_recipe
 from modeling_lpn.code.arguments import objective_arguments
 from modeling_lpn.code.objectives import (
-    MANY_SPANS,
     OBJECTIVES,
     PRESETS,
     Infill,
@@ -179,7 +179,9 @@ def test_an_objective_registered_later_is_collated(monkeypatch):
 def test_flags_carry_the_name_of_their_objective():
     names = [field.name for field in fields(objective_arguments())]
     wanted = [f"{name}_{field.name}" for name, kind in OBJECTIVES.items() for field in fields(kind)]
-    assert set(names) == set(wanted) - {"infill_splitter"} and len(names) == len(set(names))
+    assert set(names) == set(wanted) - {"infill_splitter", "span_corruption_splitter"} and len(names) == len(
+        set(names)
+    )
 
 
 def test_an_objective_registered_later_has_flags(monkeypatch):
@@ -267,9 +269,12 @@ def test_index_arithmetic_equals_the_layout(lengths, seed, final, layout):
     assert found.dtype == np.int64 and found.tolist() == expected
 
 
-def test_many_spans_are_arranged_at_once():
-    objective = SpanCorruption((0.5, 0.5), mean_span_length=2.0)
-    assert len(objective.plan(source_of(300), 2000, np.random.default_rng(0), MASKS).starts) > MANY_SPANS
+def test_a_plan_of_many_spans_is_kept_compact():
+    plan = SpanCorruption((0.5, 0.5), mean_span_length=2.0).plan(source_of(300), 2000, np.random.default_rng(0), MASKS)
+    for numbers in (plan.starts, plan.lengths):
+        assert isinstance(numbers, array) and len(numbers) == 75 and numbers.itemsize == 8
+    few = SpanCorruption((0.1, 0.1), mean_span_length=10.0).plan(source_of(300), 2000, np.random.default_rng(0), MASKS)
+    assert few.starts and all(type(number) is int for number in (*few.starts, *few.lengths))
 
 
 @pytest.mark.parametrize("total, count", [(5, 2), (5, 3), (6, 6), (4, 0), (20, 9), (40, 12)])

@@ -2,6 +2,8 @@
 
 import pickle
 import sysconfig
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modeling_lpn import ObjectiveMixture, infill_layout
-from modeling_lpn.code.objectives import Infill
-from modeling_lpn.code.spans import SyntaxSplitter, choose_node, choose_run, parse_python, tree_sitter_parser
+from modeling_lpn.code.objectives import Infill, SpanCorruption
+from modeling_lpn.code.spans import (
+    SyntaxSplitter,
+    choose_node,
+    choose_run,
+    longest_within,
+    parse_python,
+    tree_sitter_parser,
+)
 from modeling_lpn.code.token_splitter import TokenSplitter
 from modeling_lpn.codegen2.infilling_codegen2 import encode_source
 
@@ -138,6 +147,79 @@ def test_random_spans_are_mixed_in_and_what_cannot_be_parsed_is_counted():
     assert len(set(spans)) > 15
 
 
+LAWS = {
+    "codegen2": SpanCorruption(),
+    "few": SpanCorruption((0.1, 0.5), max_spans=2),
+    "incoder": SpanCorruption(poisson_spans=2.0),
+    "t5": SpanCorruption((0.15, 0.15), mean_span_length=3.0),
+    "many": SpanCorruption((0.5, 0.5), mean_span_length=8.0),
+}
+
+
+def corrupted(law, text, seed, room=None, syntax_rate=1.0):
+    """A unit by syntax, that of the same seed without it, the piece of the file, and the splitter."""
+    ids = np.array(encode_source(TOKENIZER, text))
+    splitter = SyntaxSplitter(TOKENIZER, syntax_rate)
+    objectives = replace(LAWS[law], splitter=splitter), LAWS[law]
+    units = [objective(ids, np.random.default_rng(seed), LAYOUT, room=room) for objective in objectives]
+    return (*units, ids[: units[0]["plan"].taken], splitter)
+
+
+@pytest.mark.parametrize("law", LAWS)
+@given(
+    seed=st.integers(0, 2**32),
+    cut=st.integers(0, len(SOURCE)),
+    room=st.sampled_from([20, 90, None]),
+    rate=st.sampled_from([0.0, 0.6, 1.0]),
+)
+@settings(max_examples=30, deadline=None)
+def test_file_level_corruption_by_syntax_is_undone_within_the_budget_of_its_law(law, seed, cut, room, rate):
+    unit, plain, piece, splitter = corrupted(law, SOURCE[cut:] or "x", seed, room, rate)
+    plan, drawn, found = unit["plan"], plain["plan"], unit["input_ids"].tolist()
+    restored = LAYOUT.restore(found) if plan.starts else found[: len(found) - plan.ends]
+    assert restored == piece.tolist() and len(found) == plan.size == drawn.size
+    assert (plan.taken, len(plan.starts)) == (drawn.taken, len(drawn.starts))
+    for start, length, first, most in zip(plan.starts, plan.lengths, drawn.starts, drawn.lengths, strict=True):
+        assert first <= start and length >= 1 and start + length <= first + most
+    assert sum(splitter.counts.values()) == len(plan.starts)
+    if rate == 0.0:
+        assert (list(plan.starts), list(plan.lengths)) == (list(drawn.starts), list(drawn.lengths))
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_the_spans_of_a_file_are_its_nodes_and_statements(law):
+    tree, counts = parse_python(SOURCE), Counter()
+    runs = {
+        SOURCE[group[first][0] : group[last][1]]
+        for group in tree.groups
+        for first in range(len(group))
+        for last in range(first, len(group))
+    }
+    for seed in range(60):
+        unit, plain, piece, splitter = corrupted(law, SOURCE, seed)
+        plan, drawn, same = unit["plan"], plain["plan"], 0
+        for number, (start, length) in enumerate(zip(plan.starts, plan.lengths, strict=True)):
+            span = TOKENIZER.decode(piece[start : start + length]).strip()
+            if span not in runs | set(texts(tree.nodes)):
+                assert (start, length) == (drawn.starts[number], drawn.lengths[number])
+                same += 1
+        assert same <= splitter.counts["short"] and not splitter.counts["unparsable"] + splitter.counts["random"]
+        counts += splitter.counts
+    assert counts["node"] > 15 and (law == "t5" or counts["run"] > 15)
+
+
+def test_a_file_that_cannot_be_parsed_is_corrupted_at_random_and_counted():
+    unit, plain, _, splitter = corrupted("many", "not code at all, but words\n" * 9, 0)
+    assert unit["input_ids"].tolist() == plain["input_ids"].tolist()
+    assert splitter.counts == {"unparsable": len(plain["plan"].starts)}
+
+
+def test_the_longest_run_within_a_span():
+    parts = np.array([[0, 4, 6, 9, 12], [3, 6, 9, 12, 20], [0, 0, 0, 1, 1]])  # first token, the one after, body
+    assert longest_within(*parts, 0, 20) == (9, 20) and longest_within(*parts, 0, 13) == (0, 9)
+    assert longest_within(*parts, 1, 12) == (4, 9) and longest_within(*parts, 1, 5) is None
+
+
 def test_choices():
     tree = parse_python("aaaa = 1\nb = 2\nc = 3\n")
     assert choose_node(tree, 0.0) == (0, 8) and choose_node(tree, 0.999999)[1] == 20
@@ -154,6 +236,10 @@ def test_a_splitter_goes_to_workers():
 def test_a_setting_of_the_preset():
     mixture = ObjectiveMixture.from_preset("fim", infill_splitter=SPLITTER)
     assert mixture.objectives[1].splitter is SPLITTER
+    mixture = ObjectiveMixture.from_preset("ul2_r", span_corruption_splitter=SPLITTER)
+    assert all(objective.splitter is SPLITTER for objective in mixture.objectives)
+    with pytest.raises(ValueError, match="`splitter` is a TokenSplitter, but .*; give a SyntaxSplitter"):
+        ObjectiveMixture.from_preset("t5", span_corruption_splitter=TokenSplitter(TOKENIZER))
     with pytest.raises(ValueError, match="`syntax_rate` is 1.5; give a share"):
         SyntaxSplitter(TOKENIZER, syntax_rate=1.5)
     with pytest.raises(ImportError, match="'cobol' needs its grammar: pip install tree-sitter-cobol"):

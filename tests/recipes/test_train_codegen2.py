@@ -239,6 +239,10 @@ def test_spans_by_syntax_are_counted(data, tmp_path, monkeypatch):
     assert 0 < history(tmp_path)[0]["loss_horizon"] < 0.5
     spans = json.loads((tmp_path / "run.json").read_text())["spans"]
     assert spans["node"] and spans["run"] and set(spans) <= {"node", "run", "random", "unparsable"}
+    settings = {"preset": "ul2_x", "syntax_rate": 0.5, "max_steps": 2, "eval_strategy": "no"}
+    call(monkeypatch, *settings_of(data, tmp_path / "corrupted", save_strategy="no", **settings))
+    spans = json.loads((tmp_path / "corrupted" / "run.json").read_text())["spans"]
+    assert spans["node"] and spans["random"] and set(spans) <= {"node", "run", "random", "unparsable", "short"}
 
 
 def test_examples_are_shown_and_nothing_is_trained(data, tmp_path, monkeypatch, capsys):
