@@ -129,7 +129,7 @@ def test_the_command_writes_rows_manifest_and_card(tmp_path, script, capsys):
 
     with pytest.raises(SystemExit):
         script("build_code").main(command[2:])
-    assert "has train.parquet already; give another folder, or --overwrite" in capsys.readouterr().err
+    assert "has README.md already; give another folder, or --overwrite" in capsys.readouterr().err
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     script("build_code").main([*command[2:], "--overwrite"])  # this process hashes strings in another way
     assert before == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
