@@ -10,6 +10,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from modeling_lpn import LPNConfig, LPNModel, SearchConfig
+from modeling_lpn.lpn import transformer_lpn
 from modeling_lpn.lpn.plan_lpn import GridPlan, group_pairs
 from recipes.benchmarks.naive_lpn import NaiveLPN
 
@@ -63,8 +64,12 @@ def variant(request):
     return request.param
 
 
-def test_equals_the_naive_implementation(variant):
-    """Loss, log-likelihood, gradients and generated grids, for every kind of model."""
+@pytest.mark.parametrize("in_blocks", [False, True])
+def test_equals_the_naive_implementation(variant, in_blocks, monkeypatch):
+    """Loss, log-likelihood, gradients and generated grids, for every kind of model, also where attention is cut into blocks."""
+    if in_blocks:
+        monkeypatch.setattr(transformer_lpn, "CAUSAL_BLOCK", 4)
+        monkeypatch.setattr(transformer_lpn, "SHARED_SCORES", {"cpu": 200})
     model = make_model(variant, prior_kl_weight=0.0)
     naive, (demonstrations, queries) = NaiveLPN(model), make_tasks()
     output = model(*demonstrations)
