@@ -531,9 +531,12 @@ class LPNModel(LPNPreTrainedModel):
         Returns:
             [`SearchOutput`]: Latents ranked by log-likelihood, the trajectory, and the decoder evaluations spent.
 
+        Warns if the weights are of a type that the CPU has no arithmetic for, which makes a search several times slower.
+
         Raises `TypeError` for a misspelt setting, `ValueError` for a wrong one or if shapes do not fit together.
         """
         search = self._search_config(search_config, settings)
+        self._warn_of_slow_type()
         demonstrations = self._demonstrations(input_grids, output_grids, input_shapes, output_shapes, pair_mask, plan)
         mask, device = demonstrations.pair_mask, input_grids.device
         samples = self._sample_noise(search, generator, device)
@@ -556,6 +559,14 @@ class LPNModel(LPNPreTrainedModel):
             else:
                 found.append(self._search_and_leave_one_out(latents_of_part, part, search, samples))
         return found[0] if len(found) == 1 else concatenate_searches(found)
+
+    def _warn_of_slow_type(self) -> None:
+        # The name that torch has for x86 without AVX-512, with which all arithmetic in half precision comes.
+        if self.device.type == "cpu" and self.dtype.itemsize < 4 and torch.backends.cpu.get_cpu_capability() == "AVX2":
+            logger.warning_once(
+                f"the weights are {self.dtype}, and this CPU (AVX2) has no such arithmetic: a search takes 6 to 9 times as long as "
+                "in float32. Call `model.float()` before it, or load the model with `dtype=torch.float32`."
+            )
 
     def _search_config(
         self, given: SearchConfig | Mapping[str, Any] | None, settings: Mapping[str, Any]

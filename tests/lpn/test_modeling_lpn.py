@@ -8,6 +8,7 @@ import torch
 from cases_lpn import draw_zeros
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers.utils.logging import warning_once
 
 from modeling_lpn import LPNConfig, LPNModel, SearchConfig
 from modeling_lpn.lpn import transformer_lpn
@@ -628,6 +629,20 @@ def test_search_settings_live_with_the_model(tmp_path):
             LPNConfig(search=wrong)
     # The training loss has its own search: without one the mean of the other pairs is decoded.
     assert torch.equal(model(*demonstrations).loss, model(*demonstrations, search_config={"method": "mean"}).loss)
+
+
+def test_a_type_without_arithmetic_is_told_before_a_search(caplog, monkeypatch):
+    demonstrations, _ = make_tasks()
+    monkeypatch.setattr(logging.getLogger("modeling_lpn"), "propagate", True)
+    warning_once.cache_clear()  # another test may have seen it
+    for capability, dtype, told in (
+        ("AVX2", torch.float32, False),
+        ("AVX512", torch.bfloat16, False),
+        ("AVX2", torch.bfloat16, True),
+    ):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda value=capability: value)
+        make_model().to(dtype).search(*demonstrations, num_steps=1)
+        assert ("the weights are torch.bfloat16, and this CPU (AVX2) has no such arithmetic" in caplog.text) == told
 
 
 def test_weights_that_give_no_numbers_are_reported(caplog, monkeypatch):
