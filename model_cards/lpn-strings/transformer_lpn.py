@@ -34,7 +34,9 @@ from .configuration_lpn import LPNConfig, LPNStackConfig
 
 Rotary = tuple[torch.Tensor, torch.Tensor] | None  # see `LPNStack.rotary`; each `(batch or 1, length, head_dim)`
 
-CAUSAL_BLOCK = 256  # queries: fewer save more keys and cost more calls, and the CPU's kernel works on 64 or 256 at a time
+CAUSAL_BLOCK = (
+    256  # queries: fewer save more keys and cost more calls, and the CPU's kernel works on 64 or 256 at a time
+)
 SHARED_SCORES = {"cpu": 2**21}  # at a time: 8 MB, which stay in the caches; elsewhere 64 MB
 
 

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.utils.logging import warning_once
 
 from modeling_lpn import LPNConfig, LPNModel, SearchConfig
-from modeling_lpn.lpn import transformer_lpn
+from modeling_lpn.lpn import modeling_lpn, transformer_lpn
 from modeling_lpn.lpn.plan_lpn import GridPlan, group_pairs
 from recipes.benchmarks.naive_lpn import NaiveLPN
 
@@ -377,6 +377,26 @@ def test_query_mask_and_chunks_leave_the_rest_alone():
     assert close(whole.search_output.latents, part.search_output.latents, 1e-4)
     assert torch.equal(whole.output_grids[mask], part.output_grids[mask])
     assert not part.output_grids[~mask].any()
+
+
+@pytest.mark.parametrize("rank_by", ["fit", "leave_one_out"])
+def test_few_candidates_at_a_time_on_a_cpu_change_nothing(rank_by, monkeypatch):
+    model, (demonstrations, _) = make_model(), make_tasks()
+    found, widths, log_prob_terms = [], [], model._log_prob_terms
+    monkeypatch.setattr(
+        model,
+        "_log_prob_terms",
+        lambda latents, chunk: widths.append(latents.shape[1]) or log_prob_terms(latents, chunk),
+    )
+    for tokens in (2**20, 2**9):
+        monkeypatch.setattr(modeling_lpn, "CHUNK_TOKENS", tokens)
+        generator = torch.Generator().manual_seed(0)
+        settings = {"num_steps": 2, "num_samples": 4, "rank_by": rank_by}
+        found.append(model.search(*demonstrations, generator=generator, **settings))
+        widths.append(0)
+    assert max(widths) > max(widths[widths.index(0) :]) > 0
+    assert close(found[0].trajectory_latents, found[1].trajectory_latents, 1e-4)
+    assert close(found[0].scores, found[1].scores, 1e-4)
 
 
 @pytest.mark.parametrize("search", [{"num_steps": 3}, {"method": "random", "num_samples": 7}])
