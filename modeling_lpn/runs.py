@@ -441,6 +441,14 @@ def describe_run(seed: int) -> dict:
     }
 
 
+def peak_memory() -> float | None:
+    """Gigabytes that this process held at most; `None` where the kernel does not say (other than Linux)."""
+    status = Path("/proc/self/status")  # `ru_maxrss` is that of the process that started this one, if it was larger
+    lines = status.read_text().splitlines() if status.exists() else []
+    held = [int(line.split()[1]) for line in lines if line.startswith("VmHWM:")]
+    return held[0] / 2**20 if held else None
+
+
 def _git_commit() -> str | None:
     def git(*command):
         command = ["git", "-C", str(Path(__file__).parent), *command]

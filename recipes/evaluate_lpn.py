@@ -32,6 +32,7 @@ from modeling_lpn.files import read_file
 from modeling_lpn.runs import (
     end_together,
     load_pretrained,
+    peak_memory,
     refuse_existing,
     report_leaks,
     run_recipe,
@@ -170,6 +171,7 @@ def summarise(output, args, task_args, search, tasks, model, compared, leaks) ->
         "errors": output.errors,
         "num_nonfinite": output.num_nonfinite,
         "seconds": output.seconds,
+        "peak_memory_gb": peak_memory(),
         "results": results,
     }
 

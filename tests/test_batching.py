@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from modeling_lpn.batching import evaluating, map_batches
+from modeling_lpn.batching import deal, evaluating, map_batches
 
 
 def test_a_batch_that_does_not_fit_is_halved():
@@ -19,6 +19,16 @@ def test_a_batch_that_does_not_fit_is_halved():
     assert seen == [[5, 4, 3, 2], [5, 4], [3, 2], [1]]
     with pytest.raises(torch.OutOfMemoryError):
         map_batches(lambda items: work(items * 3), [1], lambda item: item, batch_size=4)
+
+
+def test_work_is_dealt_evenly_and_all_of_it():
+    work = [37.0, 20, 14, 10, 7, 5, 4, 2, 1]
+    for hands in (1, 2, 3, 20):
+        dealt = deal(work, hands)
+        assert sorted(sum(dealt, [])) == list(range(len(work))) and len(dealt) == hands
+        loads = [sum(work[index] for index in own) for own in dealt]
+        assert max(loads) <= max(37, 1.05 * sum(work) / hands)
+    assert deal(work, 1) == [list(range(len(work)))] and deal([], 2) == [[], []]
 
 
 def test_an_item_that_fails_spoils_no_other():

@@ -50,6 +50,7 @@ from .transformer_lpn import (
 logger = logging.get_logger(__name__)
 
 NO_SEARCH = SearchConfig(method="mean")
+CHUNK_TOKENS = 2**13
 
 
 @dataclass
@@ -531,9 +532,12 @@ class LPNModel(LPNPreTrainedModel):
         Returns:
             [`SearchOutput`]: Latents ranked by log-likelihood, the trajectory, and the decoder evaluations spent.
 
+        Warns if the weights are of a type that the CPU has no arithmetic for, which makes a search several times slower.
+
         Raises `TypeError` for a misspelt setting, `ValueError` for a wrong one or if shapes do not fit together.
         """
         search = self._search_config(search_config, settings)
+        self._warn_of_slow_type()
         demonstrations = self._demonstrations(input_grids, output_grids, input_shapes, output_shapes, pair_mask, plan)
         mask, device = demonstrations.pair_mask, input_grids.device
         samples = self._sample_noise(search, generator, device)
@@ -556,6 +560,14 @@ class LPNModel(LPNPreTrainedModel):
             else:
                 found.append(self._search_and_leave_one_out(latents_of_part, part, search, samples))
         return found[0] if len(found) == 1 else concatenate_searches(found)
+
+    def _warn_of_slow_type(self) -> None:
+        # The name that torch has for x86 without AVX-512, with which all arithmetic in half precision comes.
+        if self.device.type == "cpu" and self.dtype.itemsize < 4 and torch.backends.cpu.get_cpu_capability() == "AVX2":
+            logger.warning_once(
+                f"the weights are {self.dtype}, and this CPU (AVX2) has no such arithmetic: a search takes 6 to 9 times as long as "
+                "in float32. Call `model.float()` before it, or load the model with `dtype=torch.float32`."
+            )
 
     def _search_config(
         self, given: SearchConfig | Mapping[str, Any] | None, settings: Mapping[str, Any]
@@ -595,6 +607,7 @@ class LPNModel(LPNPreTrainedModel):
     @torch.no_grad()
     def _score_left_out(self, latents: torch.Tensor, scoring: Scoring, search: SearchConfig) -> torch.Tensor:
         """Log-likelihood `(rows, starts, steps + 1)` of the pairs left out under the latents that their rows visited."""
+        search = _in_chunks(search, latents, scoring)
         flat, width = latents.flatten(1, 2), max(1, (search.chunk_size or latents[0, ..., 0].numel()) // len(latents))
         with self._for_search(search):
             chunks = self._decoder_chunks(scoring, share=True)
@@ -611,6 +624,7 @@ class LPNModel(LPNPreTrainedModel):
         limit: torch.Tensor | None = None,
     ) -> SearchOutput:
         """Search over rows of latents `(rows, pairs, latent_dim)`, of which `pair_mask` says which are real."""
+        search = _in_chunks(search, latents, scoring)
         with self._for_search(search):
             with nullcontext() if search.second_order else torch.no_grad():
                 chunks = self._decoder_chunks(scoring, share=search.spec.budget is not None)
@@ -964,6 +978,20 @@ class LPNModel(LPNPreTrainedModel):
                 cells_same = cells_same | ~chunk.real.unsqueeze(1)
             same.append(shape_same & cells_same.all(-1))
         return torch.cat(same, 1)
+
+
+def _in_chunks(search: SearchConfig, latents: torch.Tensor, scoring: Scoring) -> SearchConfig:
+    """
+    The search with as many candidates at a time as make `CHUNK_TOKENS` on a CPU, which gains nothing from larger batches: with
+    16 candidates 5 to 25 % less time, since activations stay in the caches, and half the memory. Latents are `(rows, ...)`.
+    """
+    if search.chunk_size is not None or latents.device.type != "cpu" or torch.compiler.is_compiling():
+        return search
+    tokens = sum(
+        group.rows.numel() * (group.input_extent.length + group.output_extent.length)
+        for group in scoring.grouping.groups
+    )
+    return search.override(chunk_size=len(latents) * max(1, CHUNK_TOKENS // max(1, tokens)))
 
 
 def _rows_of(latents: torch.Tensor, chunk: DecoderChunk) -> torch.Tensor:

@@ -103,7 +103,9 @@ class SearchConfig:
         max_evaluations (`int`, *optional*):
             Hard limit on decoder evaluations of one task; lowers steps or samples. A task with more starts than that
             takes the first of them, the mean before the pairs.
-        chunk_size (`int`, *optional*): Candidates decoded at a time, to bound memory; results stay the same.
+        chunk_size (`int`, *optional*):
+            Candidates decoded at a time, to bound memory; results stay the same. By default all of them, on a CPU some
+            thousand tokens.
 
     Raises `ValueError` for unknown names, values of the wrong type or out of range, and settings that would have no
     effect; `TypeError` for a misspelt setting.

@@ -13,6 +13,7 @@
 # limitations under the License.
 """Encoder and decoder of the Latent Program Network (arXiv 2411.08706): tokens, layers, cached decoding."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
@@ -32,6 +33,11 @@ from .configuration_lpn import LPNConfig, LPNStackConfig
 
 
 Rotary = tuple[torch.Tensor, torch.Tensor] | None  # see `LPNStack.rotary`; each `(batch or 1, length, head_dim)`
+
+CAUSAL_BLOCK = (
+    256  # queries: fewer save more keys and cost more calls, and the CPU's kernel works on 64 or 256 at a time
+)
+SHARED_SCORES = {"cpu": 2**21}  # at a time: 8 MB, which stay in the caches; elsewhere 64 MB
 
 
 class AttentionSegment(NamedTuple):
@@ -237,6 +243,21 @@ def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.
     return (states * cos.unsqueeze(1) + swapped * sin.unsqueeze(1)).to(states.dtype)
 
 
+def _query_blocks(start: int, prefix: int, length: int, key: torch.Tensor) -> Iterator[tuple[int, int, int]]:
+    """
+    Blocks `first..end` of the queries `start..length`, and how many keys one sees: the prefix, or all up to its own end, so
+    that half of the output's square is never computed. `key` is `(entries, heads, length, head_dim)`.
+
+    Few enough for scores that stay in a CPU's caches: those of 30x30 grids all at once take four times as long.
+    """
+    limit = SHARED_SCORES.get(key.device.type, 2**24)
+    for begin, end in ((start, prefix), (max(start, prefix), length)):
+        width = max(1, limit // max(1, key.shape[0] * key.shape[1] * end))
+        for first in range(begin, end, width):
+            last = min(first + width, end)
+            yield first, last, max(last, prefix)
+
+
 def attention_implementation(config: LPNConfig, cached: bool) -> str:
     """Flex attention compiles a kernel for a shape, and with a cache every step has another: sdpa serves there."""
     implementation = config._attn_implementation
@@ -348,20 +369,21 @@ class LPNAttention(nn.Module):
             cos, sin = rotary
             query, key = rotate(query, cos[:, start:], sin[:, start:]), rotate(key, cos, sin)
         query = query * self.scaling
-        positions = torch.arange(length, device=key.device)
-        last_seen = positions[start:].clamp(min=prefix - 1)
         attended, log_sum = [], []
-        # Plain attention, which gives the log-sum-exp on every device and differentiates twice; a block of queries at a
-        # time keeps its scores below 64 MB.
-        width = max(1, 2**24 // (key.shape[0] * key.shape[1] * length))
-        for part, seen in zip(query.split(width, 2), last_seen.split(width), strict=True):
-            scores = part @ key.transpose(2, 3)
-            hidden = positions > seen.unsqueeze(1)
+        # Plain attention, which gives the log-sum-exp on every device and differentiates twice.
+        for first, end, seen in _query_blocks(start, prefix, length, key):
+            scores = (query[:, :, first - start : end - start] @ key[:, :, :seen].transpose(2, 3)).float()
+            if first >= prefix:
+                own = torch.arange(seen, device=key.device)
+                scores = scores.masked_fill(own > own[first:end].unsqueeze(1), -torch.inf)
             if mask is not None:
-                hidden = hidden | ~mask[:, None, None]
-            scores = scores.float().masked_fill(hidden, -torch.inf)
-            log_sum.append(scores.logsumexp(-1))
-            attended.append((scores - log_sum[-1].unsqueeze(-1)).exp().to(value.dtype) @ value)
+                scores = scores.masked_fill(~mask[:, None, None, :seen], -torch.inf)
+            # One exponential gives the weights and the log-sum-exp. The result does not depend on what is subtracted.
+            top = scores.amax(-1, keepdim=True).detach()
+            weights = (scores - top).exp()
+            total = weights.sum(-1, keepdim=True)
+            attended.append((weights.to(value.dtype) @ value[:, :, :seen]) / total.to(value.dtype))
+            log_sum.append((top + total.log()).squeeze(-1))
         return SharedLayer(
             hidden_states[:, start:],
             query,
@@ -619,6 +641,22 @@ class LPNStack(nn.Module):
             device=hidden_states.device,
         )
         return AttentionSegment(start, end, key_end, attention_mask, implementation)
+
+    def causal_segments(
+        self, hidden_states: torch.Tensor, mask: torch.Tensor | None, start: int, end: int
+    ) -> list[AttentionSegment]:
+        """
+        Segments of the queries `start..end`, which see all tokens up to themselves. On a CPU a long output is cut into blocks
+        of queries without the keys behind them, which the kernel computes before it hides them. (Its own causal flag, which
+        does not, takes queries and keys of the same tokens.)
+        """
+        on_cpu = hidden_states.device.type == "cpu" and self.config._attn_implementation != "flex_attention"
+        count = max(1, (end - start + CAUSAL_BLOCK // 2) // CAUSAL_BLOCK) if on_cpu else 1
+        ends = [start + CAUSAL_BLOCK * index for index in range(1, count)] + [end]
+        return [
+            self.segment(hidden_states, mask, first, last, last, causal=True)
+            for first, last in zip([start, *ends], ends, strict=False)
+        ]
 
     def _drop(self, embeds: torch.Tensor) -> torch.Tensor:
         return F.dropout(embeds, self.stack.dropout, self.training) if self.stack.dropout else embeds
@@ -911,13 +949,13 @@ class LPNDecoder(LPNStack):
                 rotary = rotary[0].repeat_interleave(candidates, 0), rotary[1].repeat_interleave(candidates, 0)
         whole = [
             self.segment(prefix.embeds, None if prefix.mask is None else mask, 0, split, split),
-            self.segment(prefix.embeds, mask, split, length, length, causal=True),
+            *self.causal_segments(prefix.embeds, mask, split, length),
         ]
-        read = self.segment(prefix.embeds, mask, split - 1, length, length, causal=True)
+        read = self.causal_segments(prefix.embeds, mask, split - 1, length)
         copied = None if prefix.copied is None else prefix.copied.repeat(candidates)
         if chunk.memory is None:
-            return DecoderLayout(whole, [read], rotary, copied)
-        own = [AttentionSegment(0, length - split + 1, *read[2:])]
+            return DecoderLayout(whole, read, rotary, copied)
+        own = [AttentionSegment(part.start - split + 1, part.end - split + 1, *part[2:]) for part in read]
         return DecoderLayout(own, own, _rotary_of(rotary, split - 1, length), copied)
 
     def logits(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -7,12 +7,14 @@ commits of this repository, with the same weights and tasks.
     python recipes/benchmarks/lpn.py --no-plain --blind-input --shapes quickstart --output outputs/blind_input.json
 
 Shapes: `quickstart` (4x4 grids); `pattern`, Table 13 on 10x10 grids; `re_arc_16` and `re_arc_30`, the model of re_arc_small.yaml
-on grids of that side, `re_arc_mixed` on sides from 3 to 16; `arc`, the 44.6M-parameter model of Table 16 on sides from 5 to 20.
+on grids of that side, `re_arc_mixed` on sides from 3 to 16; `arc`, the 44.6M-parameter model of Table 16 on sides from 5 to 20,
+`arc_30` on full grids.
 
 Every figure is the median of alternating runs, in seconds of CPU time (of wall time on a GPU), so that other processes disturb it
 less; `spread` is the distance of the quartiles over the median. An earlier commit runs from a temporary worktree in a process of
 its own, a run at a time. `operators` counts what PyTorch dispatches, `flop/s` the matrix products, attention included, of the
-plain implementation's formulas over our time; `of ceiling` compares with a product of 1024 x 1024 matrices. `blind input` is the same
+plain implementation's formulas over our time; `of ceiling` compares with a product of 1024 x 1024 matrices; `parts` are shares of the
+operators' own time in a profile (CPU only): attention's kernel, matrix products, the rest. `blind input` is the same
 model with `latent_visible_to_input: false`, another architecture, and its time over that of the published one. The plain generation
 at larger shapes would take minutes: a few of its identical forwards are timed and scaled up, which the table marks with a star.
 """
@@ -36,6 +38,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from modeling_lpn import LPNConfig, LPNModel
+from modeling_lpn.runs import use_cpu_cores, write_results
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,6 +50,7 @@ SHAPES = {
     "re_arc_mixed": ("re_arc_small.yaml", (3, 16), 3, 4, 4),
     "re_arc_30": ("re_arc_small.yaml", (30, 30), 3, 1, 1),
     "arc": ("arc.yaml", (5, 20), 3, 1, 1),
+    "arc_30": ("arc.yaml", (30, 30), 2, 1, 1),
 }
 TINY = {"tiny": ("quickstart.yaml", (2, 3), 2, 2, 2)}  # for the test of this command
 WORKS = ("training step", "Grad 1 training step", "search, 4 steps", "search, 16 candidates", "generation")
@@ -199,12 +203,23 @@ def count_flops(run: Callable[[str], None], work: str) -> int:
     return counter.get_total_flops()
 
 
+def profile_parts(run: Callable[[str], None], work: str) -> dict[str, float]:
+    """Shares of the operators' own time: attention, matrix products, everything else."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiled:
+        run(work)
+    parts = {"attention": 0.0, "products": 0.0, "other": 0.0}
+    for event in profiled.key_averages():
+        attends, multiplies = "attention" in event.key, event.key in ("aten::mm", "aten::addmm", "aten::bmm")
+        parts["attention" if attends else "products" if multiplies else "other"] += event.self_cpu_time_total
+    return {part: value / sum(parts.values()) for part, value in parts.items()}
+
+
 def rows_of(name: str, args: argparse.Namespace, others: dict[str, Callable[[str, str], float]], peak: float) -> list:
     settings = (name, args.device, getattr(torch, args.dtype), args.seed)
     load, rows = Workload(*settings), []
     blind = Workload(*settings, latent_visible_to_input=False) if args.blind_input else None
     plain, scale = load.plain()
-    for work in WORKS:
+    for work in args.works:
         seconds: dict[str, list[float]] = {}
         for repeat in range(args.repeats + 1):
             runs = {"ours": measure(load.run, work, args.device)}
@@ -230,15 +245,17 @@ def rows_of(name: str, args: argparse.Namespace, others: dict[str, Callable[[str
             "operators": operators.count,
             "flop_per_second": flops / medians["ours"],
             "of_ceiling": flops / medians["ours"] / peak,
+            "parts": profile_parts(load.run, work) if args.device == "cpu" else None,
             "plain_scaled_by": scale if work == "generation" else 1.0,
             "all": seconds,
         }
         rows.append(row)
         star = "*" if work == "generation" and scale != 1 else " "
         ratios = "".join(f" {key} {value:.2f}x{star if key == 'plain' else ''}" for key, value in row["ratio"].items())
+        parts = " ".join(f"{part} {share:.0%}" for part, share in (row["parts"] or {}).items())
         print(
             f"{name:12} {work:22} {medians['ours']:8.3f} s +-{row['spread']:4.0%} {operators.count:6d} operators "
-            f"{row['of_ceiling']:5.0%} of ceiling {ratios}",
+            f"{row['of_ceiling']:5.0%} of ceiling {ratios}  {parts}",
             flush=True,
         )
     return rows
@@ -249,6 +266,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=[*SHAPES, *TINY])
+    parser.add_argument("--works", nargs="+", default=list(WORKS), choices=WORKS)
     parser.add_argument("--against", nargs="+", default=[], metavar="COMMIT", help="earlier commits to compare with")
     parser.add_argument("--no-plain", dest="plain", action="store_false", help="leave out the plain implementation")
     parser.add_argument("--blind-input", action="store_true", help="also time `latent_visible_to_input: false`")
@@ -260,7 +278,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="also write the figures as JSON")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    torch.set_num_threads(args.num_threads)
+    use_cpu_cores(args.num_threads)  # as the recipes do: freed memory is kept
     if args.worker:
         return worker(args)
     hardware = torch.cuda.get_device_name() if args.device == "cuda" else f"{platform.machine()} CPU"
@@ -272,8 +290,6 @@ def main() -> None:
         others = {commit: stack.enter_context(commit_process(commit, args)) for commit in args.against}
         rows = [row for name in args.shapes for row in rows_of(name, args, others, peak)]
     if args.output:
-        from modeling_lpn.runs import write_results
-
         write_results(
             args.output, args.seed, device=hardware, dtype=args.dtype, ceiling_flop_per_second=peak, rows=rows
         )

@@ -8,8 +8,10 @@ import torch
 from cases_lpn import draw_zeros
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers.utils.logging import warning_once
 
 from modeling_lpn import LPNConfig, LPNModel, SearchConfig
+from modeling_lpn.lpn import modeling_lpn, transformer_lpn
 from modeling_lpn.lpn.plan_lpn import GridPlan, group_pairs
 from recipes.benchmarks.naive_lpn import NaiveLPN
 
@@ -63,8 +65,12 @@ def variant(request):
     return request.param
 
 
-def test_equals_the_naive_implementation(variant):
-    """Loss, log-likelihood, gradients and generated grids, for every kind of model."""
+@pytest.mark.parametrize("in_blocks", [False, True])
+def test_equals_the_naive_implementation(variant, in_blocks, monkeypatch):
+    """Loss, log-likelihood, gradients and generated grids, for every kind of model, also where attention is cut into blocks."""
+    if in_blocks:
+        monkeypatch.setattr(transformer_lpn, "CAUSAL_BLOCK", 4)
+        monkeypatch.setattr(transformer_lpn, "SHARED_SCORES", {"cpu": 200})
     model = make_model(variant, prior_kl_weight=0.0)
     naive, (demonstrations, queries) = NaiveLPN(model), make_tasks()
     output = model(*demonstrations)
@@ -373,6 +379,26 @@ def test_query_mask_and_chunks_leave_the_rest_alone():
     assert not part.output_grids[~mask].any()
 
 
+@pytest.mark.parametrize("rank_by", ["fit", "leave_one_out"])
+def test_few_candidates_at_a_time_on_a_cpu_change_nothing(rank_by, monkeypatch):
+    model, (demonstrations, _) = make_model(), make_tasks()
+    found, widths, log_prob_terms = [], [], model._log_prob_terms
+    monkeypatch.setattr(
+        model,
+        "_log_prob_terms",
+        lambda latents, chunk: widths.append(latents.shape[1]) or log_prob_terms(latents, chunk),
+    )
+    for tokens in (2**20, 2**9):
+        monkeypatch.setattr(modeling_lpn, "CHUNK_TOKENS", tokens)
+        generator = torch.Generator().manual_seed(0)
+        settings = {"num_steps": 2, "num_samples": 4, "rank_by": rank_by}
+        found.append(model.search(*demonstrations, generator=generator, **settings))
+        widths.append(0)
+    assert max(widths) > max(widths[widths.index(0) :]) > 0
+    assert close(found[0].trajectory_latents, found[1].trajectory_latents, 1e-4)
+    assert close(found[0].scores, found[1].scores, 1e-4)
+
+
 @pytest.mark.parametrize("search", [{"num_steps": 3}, {"method": "random", "num_samples": 7}])
 def test_an_input_that_does_not_see_the_latent_is_computed_once(search, monkeypatch):
     """For all steps, candidates and left-out rows: the layers are given the tokens of an input as often as there are pairs."""
@@ -625,6 +651,20 @@ def test_search_settings_live_with_the_model(tmp_path):
             LPNConfig(search=wrong)
     # The training loss has its own search: without one the mean of the other pairs is decoded.
     assert torch.equal(model(*demonstrations).loss, model(*demonstrations, search_config={"method": "mean"}).loss)
+
+
+def test_a_type_without_arithmetic_is_told_before_a_search(caplog, monkeypatch):
+    demonstrations, _ = make_tasks()
+    monkeypatch.setattr(logging.getLogger("modeling_lpn"), "propagate", True)
+    warning_once.cache_clear()  # another test may have seen it
+    for capability, dtype, told in (
+        ("AVX2", torch.float32, False),
+        ("AVX512", torch.bfloat16, False),
+        ("AVX2", torch.bfloat16, True),
+    ):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda value=capability: value)
+        make_model().to(dtype).search(*demonstrations, num_steps=1)
+        assert ("the weights are torch.bfloat16, and this CPU (AVX2) has no such arithmetic" in caplog.text) == told
 
 
 def test_weights_that_give_no_numbers_are_reported(caplog, monkeypatch):

@@ -32,6 +32,7 @@ def test_evaluation_writes_results_submission_and_pictures_and_two_processes_agr
     assert [row["num_evaluations"] for row in results["results"]] == [1, 3]
     assert results["num_tasks"] == 9 and results["errors"] == {} and results["seed"] == 1_000_000
     assert {"command", "git_commit", "hardware", "versions", "seconds"} <= set(results)
+    assert results["seconds"]["cpu"] > 0 and (results["peak_memory_gb"] or 1) > 0.1
     stream = TaskStream(PatternTask(4, 4, 4, 2), 9, seed=1_000_000)
     validate_submission(json.loads((tmp_path / "one" / "submission.json").read_text()), tasks_from_stream(stream, 9))
     pictures = {path.name for path in (tmp_path / "one" / "pictures").iterdir()}
