@@ -171,7 +171,9 @@ class LPNConfig(PreTrainedConfig):
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it counts something: use 1 or more.")
         cells = self.max_rows * self.max_cols
         if not 0 <= self.num_previous_cells <= cells:
-            raise ValueError(f"`num_previous_cells` is {self.num_previous_cells}; use 0 to {cells}, the cells of a grid.")
+            raise ValueError(
+                f"`num_previous_cells` is {self.num_previous_cells}; use 0 to {cells}, the cells of a grid."
+            )
         for side, stack in (("encoder", self.encoder_stack), ("decoder", self.decoder_stack)):
             self._validate_stack(side, stack)
         if self.separate_input_position_embeddings and not self.next_position_embeddings:
