@@ -34,10 +34,10 @@ from .configuration_lpn import LPNConfig, LPNStackConfig
 
 Rotary = tuple[torch.Tensor, torch.Tensor] | None  # see `LPNStack.rotary`; each `(batch or 1, length, head_dim)`
 
-CAUSAL_BLOCK = (
-    256  # queries: fewer save more keys and cost more calls, and the CPU's kernel works on 64 or 256 at a time
-)
-SHARED_SCORES = {"cpu": 2**21}  # at a time: 8 MB, which stay in the caches; elsewhere 64 MB
+# Queries of an output at a time, on a CPU: fewer save more keys and cost more calls, and the kernel works on 64 or 256 at once.
+CAUSAL_BLOCK = 256
+# Scores of the shared layer at a time, by device: 8 MB, which stay in a CPU's caches; elsewhere 64 MB.
+SHARED_SCORES = {"cpu": 2**21}
 
 
 class AttentionSegment(NamedTuple):

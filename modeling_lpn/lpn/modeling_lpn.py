@@ -50,7 +50,7 @@ from .transformer_lpn import (
 logger = logging.get_logger(__name__)
 
 NO_SEARCH = SearchConfig(method="mean")
-CHUNK_TOKENS = 2**13
+CHUNK_TOKENS = 2**13  # of candidates that a CPU decodes at a time, see `_in_chunks`
 
 
 @dataclass
