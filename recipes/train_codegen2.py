@@ -183,9 +183,8 @@ def check_leaks(run, args) -> dict | None:
 def span_counts(mixture) -> dict[str, int]:
     """What the spans were, as far as this process has drawn them; none where they are not by syntax."""
     splitters = [getattr(objective, "splitter", None) for objective in mixture.objectives]
-    counts = {
-        id(splitter): getattr(splitter, "counts", Counter()) for splitter in splitters
-    }  # shared, as those of UL2
+    # By identity: the objectives of UL2 share one.
+    counts = {id(splitter): getattr(splitter, "counts", Counter()) for splitter in splitters}
     return dict(sum(counts.values(), Counter()))
 
 

@@ -79,9 +79,8 @@ def earlier_version(commit, tree, tokenizer, infill_format, token_ids):
     package = f"modeling_lpn_{commit}"
     sys.modules[package] = types.ModuleType(package)
     sys.modules[package].__path__ = [str(folder)]
-    code, family = (
-        (".code", ".codegen2") if (folder / "code").is_dir() else ("", "")
-    )  # until b7a8d8c all in one folder
+    # Until b7a8d8c all modules were in one folder.
+    code, family = (".code", ".codegen2") if (folder / "code").is_dir() else ("", "")
 
     def load(name):
         return importlib.import_module(f"{package}{name}")
