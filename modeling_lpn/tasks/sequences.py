@@ -34,6 +34,16 @@ def rule_table(length: int) -> np.ndarray:
     return np.array(rules)
 
 
+def spread_rules(table: np.ndarray, count: int) -> np.ndarray:
+    """`count` rows of a [`rule_table`] `(rules, 4)`, as many of each kind as there are, always the same ones; `(count, 4)`."""
+    order = np.random.default_rng(0).permutation(len(table))
+    rank = np.empty(len(table), dtype=np.int64)  # of a rule in its kind
+    for kind in range(len(KINDS)):
+        own = order[table[order, 0] == kind]
+        rank[own] = np.arange(len(own))
+    return table[np.sort(np.lexsort((table[:, 0], rank))[:count])]
+
+
 def apply_rules(sequences: np.ndarray, rules: np.ndarray) -> np.ndarray:
     """
     Applies one rule a task.
@@ -63,8 +73,8 @@ def apply_rules(sequences: np.ndarray, rules: np.ndarray) -> np.ndarray:
 class SequenceTask:
     """
     The integer sequences of the LPN paper (arXiv 2411.08706, appendix B.7, table 2): a program is 3 to 5 parameterised rules
-    of five kinds, applied one after the other; with 10 values there are more than 10^11 programs. The paper's code is not
-    public: the rules of [`rule_table`] are ours, so that scores are not comparable one to one.
+    of five kinds, applied one after the other. The paper names more than 100 million programs; 40 rules, the default, give
+    105 million. Its code is not public: the rules of [`rule_table`] are ours, so that scores are not comparable one to one.
 
     Values are the colours 0 to 4 of grids of one row. Programs of two splits are disjoint.
 
@@ -72,6 +82,8 @@ class SequenceTask:
         num_pairs (`int`, defaults to 4): Pairs per task.
         length (`int`, defaults to 10): Values of a sequence, 2 to 255.
         min_rules, max_rules (`int`, defaults to 3 and 5): Rules of a program.
+        num_distinct_rules (`int`, defaults to 40): Rules that programs are made of, of each kind as many as there are; at most
+            those of [`rule_table`] (178 for 10 values).
         split (`str`, defaults to `"train"`): `"train"`, `"validation"` or `"test"` (1 program in 20 each for the latter two).
 
     Raises:
@@ -82,6 +94,7 @@ class SequenceTask:
     length: int = 10
     min_rules: int = 3
     max_rules: int = 5
+    num_distinct_rules: int = 40
     split: str = "train"
 
     def __post_init__(self):
@@ -90,16 +103,18 @@ class SequenceTask:
         require_integer("min_rules", self.min_rules, 1)
         require_integer("max_rules", self.max_rules, self.min_rules)
         smallest_size(self.split, self.max_rules)
-        self._table = rule_table(self.length)
+        table = rule_table(self.length)
+        require_integer("num_distinct_rules", self.num_distinct_rules, 1, len(table))
+        self.rules = spread_rules(table, self.num_distinct_rules)
 
     def sample(self, num_tasks: int, rng: np.random.Generator) -> dict[str, Any]:
         """Draws `num_tasks` tasks: grids `(num_tasks, num_pairs, 1, length)` uint8, their shapes, and `program`
-        `(num_tasks, max_rules)`, rows of [`rule_table`] or -1 after the last rule."""
+        `(num_tasks, max_rules)`, rows of `self.rules` or -1 after the last rule."""
         program = self._draw_programs(num_tasks, rng)
         inputs = rng.integers(0, NUM_VALUES, (num_tasks, self.num_pairs, self.length), dtype=np.uint8)
         outputs = inputs
         for rule in program.T:
-            outputs = np.where(rule[:, None, None] < 0, outputs, apply_rules(outputs, self._table[rule]))
+            outputs = np.where(rule[:, None, None] < 0, outputs, apply_rules(outputs, self.rules[rule]))
         shapes = np.broadcast_to(np.array([1, self.length]), (num_tasks, self.num_pairs, 2))
         return {
             "program": program,
@@ -113,7 +128,7 @@ class SequenceTask:
         found = np.empty((0, self.max_rules), dtype=np.int64)
         while len(found) < num_tasks:
             count = 32 + num_tasks * (2 if self.split == "train" else 25)
-            drawn = rng.integers(0, len(self._table), (count, self.max_rules))
+            drawn = rng.integers(0, len(self.rules), (count, self.max_rules))
             size = rng.integers(self.min_rules, self.max_rules + 1, count)
             drawn[np.arange(self.max_rules) >= size[:, None]] = -1
             found = np.concatenate([found, drawn[splits_of(drawn) == SPLITS.index(self.split)]])
@@ -130,4 +145,4 @@ def splits_of(programs: np.ndarray) -> np.ndarray:
     return np.where(number == 1, 1, np.where(number == 2, 2, 0))
 
 
-__all__ = ["KINDS", "SequenceTask", "apply_rules", "rule_table", "splits_of"]
+__all__ = ["KINDS", "SequenceTask", "apply_rules", "rule_table", "splits_of", "spread_rules"]

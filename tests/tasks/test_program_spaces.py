@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from modeling_lpn.tasks import lists, strings
 from modeling_lpn.tasks.generators import TASK_GENERATORS
 from modeling_lpn.tasks.lists import ListTask
-from modeling_lpn.tasks.sequences import SequenceTask, apply_rules, rule_table
+from modeling_lpn.tasks.sequences import SequenceTask, apply_rules, rule_table, spread_rules
 from modeling_lpn.tasks.stream import TaskStream, tasks_from_stream
 from modeling_lpn.tasks.strings import NoOutput, StringTask, program_size, run_program, split_of
 
@@ -160,7 +160,7 @@ def test_sequence_tasks_are_what_their_programs_compute():
     task = SequenceTask(3, length=6, min_rules=1, max_rules=4)
     batch = task.sample(200, np.random.default_rng(1))
     assert set((batch["program"] >= 0).sum(axis=1)) == {1, 2, 3, 4}
-    table = rule_table(6).tolist()
+    table = task.rules.tolist()
     for program, inputs, outputs in zip(
         batch["program"], batch["input_grids"].tolist(), batch["output_grids"].tolist(), strict=True
     ):
@@ -171,8 +171,20 @@ def test_sequence_tasks_are_what_their_programs_compute():
 
 
 def test_the_paper_s_number_of_sequence_programs():
-    count = len(rule_table(SequenceTask().length))
-    assert sum(count**size for size in (3, 4, 5)) > 1e8
+    count = len(SequenceTask().rules)
+    assert 1e8 < sum(count**size for size in (3, 4, 5)) < 1.1e8
+
+
+@pytest.mark.parametrize("length", [2, 10])
+def test_rules_are_spread_over_their_kinds(length):
+    table = rule_table(length)
+    for count in (1, 5, 7, 40, len(table)):
+        rules = spread_rules(table, count)
+        assert len(np.unique(rules, axis=0)) == len(rules) == count
+        assert set(map(tuple, rules.tolist())) <= set(map(tuple, table.tolist()))
+        taken, there = np.bincount(rules[:, 0], minlength=5), np.bincount(table[:, 0], minlength=5)
+        assert (taken[taken < there] >= taken.max() - 1).all()
+    assert (SequenceTask(length=length, num_distinct_rules=len(table)).rules == table).all()
 
 
 @pytest.mark.parametrize("name", SPLIT_TASKS)
@@ -220,6 +232,7 @@ def test_rows_of_string_tasks_hold_strings():
         (lambda: ListTask(split=None), "`split` is None"),
         (lambda: SequenceTask(length=1), "`length` is 1"),
         (lambda: SequenceTask(min_rules=4, max_rules=3), "`max_rules` is 3; give an integer of at least 4"),
+        (lambda: SequenceTask(num_distinct_rules=179), "`num_distinct_rules` is 179; give an integer from 1 to 178"),
     ],
 )
 def test_wrong_settings(make, message):
