@@ -13,6 +13,7 @@ from transformers.utils.logging import warning_once
 from modeling_lpn import LPNConfig, LPNModel, SearchConfig
 from modeling_lpn.lpn import modeling_lpn, transformer_lpn
 from modeling_lpn.lpn.plan_lpn import GridPlan, group_pairs
+from modeling_lpn.lpn.transformer_lpn import GridExtent
 from recipes.benchmarks.naive_lpn import NaiveLPN
 
 
@@ -234,6 +235,67 @@ def test_generation_writes_shapes_of_every_size():
     model, (_, queries) = make_model(), make_tasks(batch=16)
     shapes = model.execute(3 * torch.randn(16, 1, 8), *queries).output_shapes
     assert len({tuple(shape) for shape in shapes.flatten(0, 2).tolist()}) > 8
+
+
+# Of the small grids here too, passes are tried.
+COSTS = transformer_lpn.WRITING_COSTS["cpu"]._replace(least=2)
+
+
+def count_passes(monkeypatch):
+    passes, predict = [], transformer_lpn.LPNDecoder._predict
+    monkeypatch.setattr(
+        transformer_lpn.LPNDecoder, "_predict", lambda self, *args: passes.append(args[-1]) or predict(self, *args)
+    )
+    return passes
+
+
+@pytest.mark.parametrize("patience", [1e9, 0.1, 0.0], ids=["free", "some", "dear"])
+def test_drafted_cells_become_what_steps_write(variant, patience, monkeypatch):
+    """Exactly the greedy grids, of thousands of random tasks, whatever the draft is and wherever drafting is given up."""
+    passes = count_passes(monkeypatch)
+    monkeypatch.setattr(transformer_lpn, "PATIENCE", patience)
+    monkeypatch.setattr(transformer_lpn, "WRITING_COSTS", {"cpu": COSTS})
+    for seed in range(3):
+        torch.manual_seed(seed)
+        model = make_model(variant).double()
+        for parameter in model.parameters():
+            parameter.data *= 1 + torch.rand(()).double()
+        _, (queries, shapes) = make_tasks(batch=16, seed=seed, queries=8)
+        queries, shapes = queries.flatten(0, 1), shapes.flatten(0, 1)
+        latents, drafts = 3 * torch.randn(len(queries), 8), torch.randint(0, 10, (len(queries), 6, 5))
+        extent = GridExtent(30, True, None)
+        with torch.no_grad():
+            expected = model.decoder.generate(latents, queries, shapes, extent, queries, speculate=False)
+            assert not passes
+            for draft in (queries, drafts, expected[0]):
+                written = model.decoder.generate(latents, queries, shapes, extent, draft)
+                assert torch.equal(written[0], expected[0]) and torch.equal(written[1], expected[1])
+        assert passes
+        passes.clear()
+
+
+def test_few_passes_where_drafts_are_right_or_cells_do_not_need_each_other(monkeypatch):
+    """One pass confirms a right draft; two are enough for a model that reads its cells off the input and the latent."""
+    monkeypatch.setattr(transformer_lpn, "LEAST_WINDOW", 30)
+    monkeypatch.setattr(transformer_lpn, "PATIENCE", 1e9)
+    monkeypatch.setattr(transformer_lpn, "WRITING_COSTS", {"cpu": COSTS})
+    passes, model = count_passes(monkeypatch), make_model("rotary", logits_projection_bias=True)
+    with torch.no_grad():
+        model.decoder.row_head.bias[5] = model.decoder.col_head.bias[4] = 100.0
+    _, (queries, shapes) = make_tasks(16, queries=1)
+    queries, shapes, latents = queries[:, 0], shapes[:, 0], 3 * torch.randn(16, 8)
+
+    def count(change):
+        extent = GridExtent(30, True, None)
+        right = model.decoder.generate(latents, queries, shapes, extent, queries, speculate=False)[0]
+        passes.clear()
+        assert torch.equal(model.decoder.generate(latents, queries, shapes, extent, (right + change) % 10)[0], right)
+        return len(passes)
+
+    assert count(0) == 1 < count(1)
+    with torch.no_grad():
+        model.decoder.color_embedding.weight[:] = model.decoder.color_embedding.weight[0]
+    assert count(1) == 2
 
 
 class CountOperators(TorchDispatchMode):
