@@ -79,6 +79,60 @@ class CopiedCells(NamedTuple):
         return CopiedCells(*(None if part is None else part.repeat_interleave(times, 0) for part in self))
 
 
+class WritingCosts(NamedTuple):
+    """
+    What it costs to write output cells, in steps of one grid: `row`, a further grid in a step; `begin`, a pass over drafted
+    cells, and `cell`, each of its cells; `tokens`, as many as a pass may have at little more cost than one; `least`, the cells of
+    a grid from which on passes pay.
+    """
+
+    row: float
+    begin: float
+    cell: float
+    tokens: int
+    least: int
+
+
+# By device. Of a CPU measured on one core, models of width 64 to 128 and 16 to 900 cells; a GPU waits for launches more than for work.
+WRITING_COSTS = {"cpu": WritingCosts(row=1 / 24, begin=1.5, cell=1 / 60, tokens=16, least=40)}
+ACCELERATOR_COSTS = WritingCosts(row=2**-12, begin=1.5, cell=2**-12, tokens=2**10, least=2)
+# Drafted cells of a grid in a pass, at least; what passes may have lost when they are given up, as a share of all steps; share of the
+# grids that may be finished and still be computed, which saves a copy of the cache.
+LEAST_WINDOW, PATIENCE, KEPT_SHARE = 8, 0.1, 0.75
+
+
+class CellTables(NamedTuple):
+    """
+    What tokens of output cells are made of, computed once: embeddings of colours `(colours, width)` and of positions `(cells,
+    width)`, and the rotary tables of positions `(cells, head_dim)`; one of the two.
+    """
+
+    colors: torch.Tensor
+    positions: torch.Tensor | None
+    rotary: Rotary
+
+
+class OutputCells(NamedTuple):
+    """
+    Output cells that are being written, the largest grids first: `colors` `(batch, cells + 1)`, of which those that are not known
+    yet are a draft and the last is room for what nobody reads, the `sizes` `(batch,)` of the grids, the column of a cell
+    `cols` and the index into [`CellTables`] that its token carries, `places`, `(batch, cells)`, and what [`LPNCopyHead`] reads.
+    """
+
+    colors: torch.Tensor
+    sizes: torch.Tensor
+    cols: torch.Tensor
+    places: torch.Tensor
+    copied: CopiedCells | None
+    copy_keys: torch.Tensor | None
+
+    def take(self, index: torch.Tensor) -> "OutputCells":
+        copied = None if self.copied is None else self.copied.take(index)
+        copy_keys = None if self.copy_keys is None else self.copy_keys[index]
+        own = (self.colors[index], self.sizes[index], self.cols[index], self.places[index])
+        return OutputCells(*own, copied, copy_keys)
+
+
 class GridExtent(NamedTuple):
     """Cells of the largest of some grids, whether others have fewer, and the rows and columns that all have (if so)."""
 
@@ -179,10 +233,13 @@ class LPNCache:
     """
     Keys and values of a decoder while it writes grids, one `(batch, heads, capacity, head_dim)` for each layer: preallocated, so
     that a step copies only its own token. `mask` `(batch, 1, 1, capacity)` is added to scores (`None`: nothing is padding).
+    `slots` `(batch, tokens)` is set while tokens are written whose places differ between sequences; `length` is then the end
+    of what is seen.
     """
 
     def __init__(self, memory: PrefixMemory, mask: torch.Tensor | None) -> None:
         self.keys, self.values, self.length = list(memory.keys), list(memory.values), memory.keys[0].shape[2]
+        self.slots: torch.Tensor | None = None
         self.mask = None
         if mask is not None:
             lowest = torch.finfo(memory.keys[0].dtype).min
@@ -201,14 +258,22 @@ class LPNCache:
         shape[dim] = extra
         return torch.cat([kept if order is None else kept[order], tensor.new_zeros(shape)], dim)
 
-    def keep(self, batch: int) -> None:
-        """Goes on with the first sequences."""
-        self.keys, self.values = ([tensor[:batch] for tensor in states] for states in (self.keys, self.values))
-        self.mask = None if self.mask is None else self.mask[:batch]
+    def take(self, index: torch.Tensor | slice) -> None:
+        """Goes on with some of the sequences."""
+        self.keys, self.values = ([tensor[index] for tensor in states] for states in (self.keys, self.values))
+        self.mask = None if self.mask is None else self.mask[index]
 
     def update(self, key: torch.Tensor, value: torch.Tensor, layer_idx: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Writes those of one token `(batch, heads, 1, head_dim)`; gives all up to it."""
+        """
+        Writes those of one more token `(batch, heads, 1, head_dim)`, or of several into their `slots`; gives all that are
+        seen.
+        """
         keys, values = self.keys[layer_idx], self.values[layer_idx]
+        if self.slots is not None:
+            slots = self.slots[:, None, :, None].expand_as(key)
+            keys.scatter_(2, slots, key)
+            values.scatter_(2, slots, value)
+            return keys.narrow(2, 0, self.length), values.narrow(2, 0, self.length)
         keys.narrow(2, self.length, 1).copy_(key)
         values.narrow(2, self.length, 1).copy_(value)
         return keys.narrow(2, 0, self.length + 1), values.narrow(2, 0, self.length + 1)
@@ -300,11 +365,11 @@ class LPNAttention(nn.Module):
         cache: LPNCache | PrefixMemory | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
-        Attention of the queries, and the keys and values of the tokens; `cache` has those of tokens before them. With an
-        [`LPNCache`] it is one token of each sequence `(batch, width)`, without segments.
+        Attention of the queries, and the keys and values of the tokens; `cache` has those of tokens before them. Without
+        segments it is one more token of each sequence `(batch, width)` in an [`LPNCache`].
         """
-        if isinstance(cache, LPNCache):
-            return self._decode(hidden_states, rotary, cache)
+        if not segments:
+            return self._decode(hidden_states, rotary, cast(LPNCache, cache))
         start, end = segments[0].start, segments[-1].end
         query = self.heads(self.q_proj(hidden_states[:, start:end]))
         key, value = self.heads(self.k_proj(hidden_states)), self.heads(self.v_proj(hidden_states))
@@ -972,12 +1037,19 @@ class LPNDecoder(LPNStack):
 
     @torch.no_grad()
     def generate(
-        self, latents: torch.Tensor, input_grids: torch.Tensor, input_shapes: torch.Tensor, extent: GridExtent
+        self,
+        latents: torch.Tensor,
+        input_grids: torch.Tensor,
+        input_shapes: torch.Tensor,
+        extent: GridExtent,
+        drafts: torch.Tensor,
+        speculate: bool = True,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Greedy output grids: latents `(batch, latent_dim)`, grids `(batch, rows, cols)`, shapes `(batch, 2)` -> grids
         `(batch, max_rows, max_cols)` and shapes `(batch, 2)`. Keys and values are cached, and only cells of the
-        predicted shape are computed.
+        predicted shape are computed; many at a time, see [`LPNDecoder._write_by_passes`], beginning with `drafts` `(batch,
+        rows, cols)`. `speculate=False` writes them one by one.
         """
         prefix = self.embed_prefix(input_grids, input_shapes, extent)
         context = self.latent_proj(latents.to(self.latent_proj.weight.dtype)).unsqueeze(1).to(prefix.embeds.dtype)
@@ -997,7 +1069,9 @@ class LPNDecoder(LPNStack):
         cols = self.col_head(self.col_norm(hidden_states)).argmax(-1)
         hidden_states = self._step(self.col_count_embedding(cols) + side, None, cache)
         shapes = torch.stack([rows + 1, cols + 1], -1)
-        return self._write_cells(hidden_states, shapes, cache, prefix.copied, memory.copy_keys), shapes
+        return self._write_cells(
+            hidden_states, shapes, cache, prefix.copied, memory.copy_keys, drafts, speculate
+        ), shapes
 
     def _step(self, hidden_states: torch.Tensor, rotary: Rotary, cache: LPNCache) -> torch.Tensor:
         """One more token of each sequence in the cache: embeds `(batch, width)` -> hidden states."""
@@ -1012,58 +1086,158 @@ class LPNDecoder(LPNStack):
         shapes: torch.Tensor,
         cache: LPNCache,
         copied: CopiedCells | None,
-        keys: torch.Tensor | None,
+        copy_keys: torch.Tensor | None,
+        drafts: torch.Tensor,
+        speculate: bool,
     ) -> torch.Tensor:
-        """Cell by cell; the largest grids come first, so that the unfinished ones are always a slice of the batch."""
+        """Grids `(batch, max_rows, max_cols)`. The largest come first, so that the unfinished ones are always a slice of the batch."""
         sizes, order = shapes.prod(-1).sort(descending=True, stable=True)
-        hidden_states, num_cols, longest = hidden_states[order], shapes[order, 1], int(sizes[0])
-        if copied is not None:
-            copied, keys = copied.take(order), keys[order]
+        num_cols, longest = shapes[order, 1:], int(sizes[0])
         cache.reserve(longest, order)
-        steps = torch.arange(longest, device=shapes.device).unsqueeze(1)
-        places = torch.stack([steps // num_cols, steps % num_cols], -1)  # (steps, batch, 2)
-        carried = self.carried_positions(places, num_cols)
-        places, carried = (cell[..., 0] * self.config.max_cols + cell[..., 1] for cell in (places, carried))
-        colors_of, positions_of, rotary_of = self._cell_tables(shapes)
-        cells, rotary = torch.zeros_like(places), None
-        unfinished = [*(sizes > steps).sum(1).tolist(), 0]
-        for step, (active, following) in enumerate(zip(unfinished, unfinished[1:], strict=False)):
-            logits = self.grid_head(self.grid_norm(hidden_states)).float()
-            if copied is not None:
-                now = slice(active)
-                logits = logits + self.copy_head(hidden_states.unsqueeze(1), rotary, keys[now], copied.take(now))[:, 0]
-            colors = logits.argmax(-1)
-            cells[step, :active] = colors
-            if not following:
-                break
-            if following < active:
-                cache.keep(following)
-            place = carried[step, :following]
-            embeds = F.embedding(colors[:following], colors_of)
-            if positions_of is not None:
-                embeds = embeds + F.embedding(place, positions_of)
-            if self.config.num_previous_cells:
-                near = cells[max(0, step - self.config.num_previous_cells) : step + 1, :following].t()
-                previous = self.previous_cells(near, (step % num_cols[:following]).unsqueeze(1))[:, -1]
-                embeds = embeds + self.previous_embedding(previous).sum(-2)
-            if rotary_of is not None:
-                rotary = F.embedding(place, rotary_of[0]).unsqueeze(1), F.embedding(place, rotary_of[1]).unsqueeze(1)
-            hidden_states = self._step(embeds, rotary, cache)
-        grids = cells.new_zeros(len(order), self.config.max_rows * self.config.max_cols)
-        real = steps < sizes
-        grids.scatter_add_(1, torch.where(real, places, 0).t(), torch.where(real, cells, 0).t())
+        cells = torch.arange(longest, device=shapes.device)
+        # (batch, cells, 2), behind the end of a smaller grid its last row
+        positions = torch.stack([(cells // num_cols).clamp(max=self.config.max_rows - 1), cells % num_cols], -1)
+        carried, places = self.carried_positions(positions, num_cols), self._places(positions)
+        output = OutputCells(
+            F.pad(self._drafted(drafts[order], positions), (0, 1)),
+            sizes,
+            positions[..., 1],
+            self._places(carried),
+            None if copied is None else copied.take(order),
+            None if copy_keys is None else copy_keys[order],
+        )
+        tables = self._cell_tables(shapes)
+        output.colors[:, 0] = self._colors(hidden_states[order].unsqueeze(1), None, output, slice(None))[:, 0]
+        rows, written, start = torch.arange(len(order), device=order.device), torch.empty_like(output.colors), 0
+        costs = WRITING_COSTS.get(shapes.device.type, ACCELERATOR_COSTS)
+        if speculate and longest >= costs.least:
+            output, rows, start = self._write_by_passes(output, cache, tables, written, costs)
+        self._write_by_steps(output, cache, tables, start)
+        written[rows] = output.colors
+
+        grids, real = (
+            written.new_zeros(len(order), self.config.max_rows * self.config.max_cols),
+            cells < sizes[:, None],
+        )
+        grids.scatter_add_(1, torch.where(real, places, 0), torch.where(real, written[:, :-1], 0))
         unsorted = torch.empty_like(grids).index_copy_(0, order, grids)
         return unsorted.view(-1, self.config.max_rows, self.config.max_cols)
 
-    def _cell_tables(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, Rotary]:
+    def _places(self, positions: torch.Tensor) -> torch.Tensor:
+        """Rows and columns `(..., 2)` -> indices into the tables of [`LPNDecoder._cell_tables`]."""
+        return positions[..., 0] * self.config.max_cols + positions[..., 1]
+
+    def _drafted(self, drafts: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Colours that grids `(batch, rows, cols)` have at positions `(batch, cells, 2)`, 0 outside."""
+        (rows, cols), (height, width) = positions.unbind(-1), drafts.shape[1:]
+        inside = (rows < height) & (cols < width)
+        colors = drafts.flatten(1).gather(1, torch.where(inside, rows * width + cols, 0))
+        return torch.where(inside, colors, 0).clamp(0, self.config.vocab_size - 1)
+
+    def _write_by_passes(
+        self, output: OutputCells, cache: LPNCache, tables: CellTables, written: torch.Tensor, costs: WritingCosts
+    ) -> tuple[OutputCells, torch.Tensor, int]:
         """
-        Embeddings of the colours of an output cell `(colours, width)` and of its position `(cells, width)`, and the rotary
-        tables of positions `(cells, head_dim)`: what a token of a cell is made of, computed once.
+        Exact speculative decoding, where the model drafts for itself (Jacobi decoding, arXiv 2305.10427): one pass predicts
+        the next cells of every grid from those drafted before each. Up to the first that differs from its draft, and with
+        that one, they are what greedy decoding writes; all are the next draft. It is given up where steps would cost less.
+
+        Args:
+            output ([`OutputCells`]): The first cell of each grid is known.
+            written (`torch.LongTensor` like the colours): Gets those of the grids that are finished.
+
+        Returns:
+            `tuple`: the unfinished ones, their rows of `written`, and the number of cells whose tokens are in the cache; one
+            more is known of each.
         """
+        device, begin, longest = output.sizes.device, cache.length, output.places.shape[1]
+        patience, gained, credit = PATIENCE * longest, 0.0, 0.0
+        rows, known = torch.arange(len(output.sizes), device=device), torch.ones_like(output.sizes)
+        counts = torch.stack([known, output.sizes]).cpu()
+        while True:
+            left = (counts[0] < counts[1]).nonzero()[:, 0]
+            if credit < -patience or len(left) <= KEPT_SHARE * len(rows):  # a copy of the cache
+                written[rows] = output.colors
+                index = left.to(device)
+                cache.take(index)
+                output, rows, known, counts = output.take(index), rows[index], known[index], counts[:, left]
+            if credit < -patience or not len(rows):
+                break
+            window = max(LEAST_WINDOW, costs.tokens // len(rows), round(2 * gained))
+            window = min(window, int((counts[1] - counts[0]).max()))
+            cells = known.unsqueeze(1) - 1 + torch.arange(window, device=device)
+            cells = cells.clamp(max=longest - 1)  # behind the end of a grid is room for anything
+            cache.length = begin + min(int(counts[0].max()) - 1 + window, longest)
+            predicted = self._predict(output, cache, tables, cells, begin)
+            right = (predicted == output.colors.gather(1, cells + 1)).long().cumprod(1).sum(1)
+            known = torch.minimum(known + (right + 1).clamp(max=window), output.sizes)
+            output.colors.scatter_(1, cells + 1, predicted)
+            before, counts = counts[0], torch.stack([known, output.sizes]).cpu()  # the one wait for the device
+            gained = float((counts[0] - before).sum()) / len(rows)
+            cost = (costs.begin + costs.cell * predicted.numel()) / (1 + costs.row * len(rows))
+            credit = min(0.0, credit + gained - cost)
+        start = int(counts[0].min()) - 1 if len(rows) else 0
+        cache.slots, cache.length = None, begin + start
+        return output, rows, start
+
+    def _predict(
+        self, output: OutputCells, cache: LPNCache, tables: CellTables, cells: torch.Tensor, begin: int
+    ) -> torch.Tensor:
+        """
+        The colours behind some cells of each grid, given these as they are `(batch, cells)`, in one pass; `begin` is the slot
+        of the first cell in the cache.
+        """
+        hidden_states, rotary = self._embed_written(output, tables, cells)
+        cache.slots = begin + cells
+        later = torch.arange(cache.length, device=cells.device) > cache.slots.unsqueeze(-1)
+        mask = hidden_states.new_zeros(later.shape).masked_fill(later, torch.finfo(hidden_states.dtype).min)
+        mask = mask.unsqueeze(1) if cache.mask is None else mask.unsqueeze(1) + cache.mask[..., : cache.length]
+        implementation = attention_implementation(self.config, cached=True)
+        segments = [AttentionSegment(0, cells.shape[1], cache.length, mask, implementation)]
+        for layer in self.layers:
+            hidden_states, *_ = layer(hidden_states, segments, rotary, cache)
+        return self._colors(hidden_states, rotary, output, slice(None))
+
+    def _write_by_steps(self, output: OutputCells, cache: LPNCache, tables: CellTables, start: int) -> None:
+        """Cell by cell from the one behind `start` on, whose token is not in the cache yet."""
+        cells = torch.arange(output.places.shape[1], device=output.sizes.device)
+        active = (output.sizes.unsqueeze(1) > cells).sum(0).tolist()
+        for cell in range(start + 1, sum(map(bool, active))):
+            if active[cell] < active[cell - 1]:
+                cache.take(slice(active[cell]))
+            rows = slice(active[cell])
+            embeds, rotary = self._embed_written(output, tables, cells[cell - 1].expand(active[cell], 1))
+            hidden_states = self._step(embeds[:, 0], rotary, cache)
+            output.colors[rows, cell] = self._colors(hidden_states.unsqueeze(1), rotary, output, rows)[:, 0]
+
+    def _embed_written(
+        self, output: OutputCells, tables: CellTables, cells: torch.Tensor
+    ) -> tuple[torch.Tensor, Rotary]:
+        """Tokens of some cells of the first grids, indices `(rows, cells)` -> `(rows, cells, width)`, and their rotary tables."""
+        places = output.places[: len(cells)].gather(1, cells)
+        embeds = F.embedding(output.colors[: len(cells)].gather(1, cells), tables.colors)
+        if tables.positions is not None:
+            embeds = embeds + F.embedding(places, tables.positions)
+        if number := self.config.num_previous_cells:
+            near = torch.cat([cells[:, :1] - torch.arange(number, 0, -1, device=cells.device), cells], 1).clamp(min=0)
+            colors, cols = (part[: len(cells)].gather(1, near) for part in (output.colors, output.cols))
+            embeds = embeds + self.previous_embedding(self.previous_cells(colors, cols)[:, number:]).sum(-2)
+        rotary = tables.rotary
+        return embeds, None if rotary is None else (F.embedding(places, rotary[0]), F.embedding(places, rotary[1]))
+
+    def _colors(self, hidden_states: torch.Tensor, rotary: Rotary, output: OutputCells, rows: slice) -> torch.Tensor:
+        """Likeliest colours behind output tokens `(rows, tokens, width)` -> `(rows, tokens)`."""
+        logits = self.grid_head(self.grid_norm(hidden_states)).float()
+        if output.copied is not None:
+            copied = self.copy_head(hidden_states, rotary, output.copy_keys[rows], output.copied.take(rows))
+            logits = logits + copied
+        return logits.argmax(-1)
+
+    def _cell_tables(self, like: torch.Tensor) -> CellTables:
         rows, cols = (torch.arange(size, device=like.device) for size in (self.config.max_rows, self.config.max_cols))
         positions = torch.cartesian_prod(rows, cols).view(1, -1, 2)
         colors = self.color_embedding(torch.arange(self.config.vocab_size, device=like.device)) + self._side(like, 1)
         rotary = self.rotary(positions)
         if rotary is not None:
-            return colors, None, (rotary[0][0], rotary[1][0])
-        return colors, self.position_embedding(positions)[0], None
+            return CellTables(colors, None, (rotary[0][0], rotary[1][0]))
+        return CellTables(colors, self.position_embedding(positions)[0], None)

@@ -8,10 +8,11 @@ import time
 
 import pytest
 from cases_lpn_recipes import TINY_EVALUATION, evaluate
-from cases_recipes import ROOT, call, command, flags, launch
+from cases_recipes import ROOT, call, command, flags, launch, load_recipe
 from transformers import AutoModel
 
 from modeling_lpn import PatternTask, TaskStream
+from modeling_lpn.lpn import transformer_lpn
 from modeling_lpn.tasks.arc import save_tasks
 from modeling_lpn.tasks.metrics import validate_submission
 from modeling_lpn.tasks.stream import tasks_from_stream
@@ -131,3 +132,15 @@ def test_tasks_of_the_training_data_are_flagged_or_refused(trained, tmp_path, mo
     call(evaluate, monkeypatch, *flags(settings))
     leaks = json.loads((tmp_path / "out" / "results.json").read_text())["leaks"]
     assert leaks["tasks"] == {} and "drawn by the generator 'pattern'" in leaks["not_compared"]
+
+
+def test_grids_are_written_alike_by_steps_and_passes(trained, tmp_path, monkeypatch, capsys):
+    settings = {name: value for name, value in TINY_EVALUATION.items() if name.startswith("task_")}
+    settings |= {"model_name_or_path": trained, "tasks": "pattern", "num_tasks": 6, "batch_sizes": [1, 4]}
+    settings |= {"output": tmp_path / "decoding.json", "num_steps": 1, "repeats": 1}
+    monkeypatch.setattr(transformer_lpn, "WRITING_COSTS", {"cpu": transformer_lpn.ACCELERATOR_COSTS})
+    call(load_recipe("benchmarks/decoding"), monkeypatch, *flags(settings))
+    rows = json.loads((tmp_path / "decoding.json").read_text())["rows"]
+    assert [row["batch_size"] for row in rows] == [1, 4]
+    assert all(row["same_grids"] and row["cells"] >= 6 and row["ratio"] > 0 for row in rows)
+    assert "the same: True" in capsys.readouterr().out
