@@ -7,6 +7,11 @@ It is `modeling-lpn demo` with a default for its models: the folders in `model_c
 file, without those of strings, which the demo does not draw. As a Space: this file, `recipes/space/README.md` and `recipes/space/requirements.txt` at its root, and the folders.
 """
 
+import os
+
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch reads it; see `use_cpu_cores`
+
 import sys
 from pathlib import Path
 

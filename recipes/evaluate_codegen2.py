@@ -9,6 +9,11 @@ Flags win over a YAML file that may come first. Benchmarks run programs that the
 command of a run that was stopped goes on from the samples and spans that are in the output folder.
 """
 
+import os
+
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch reads it; see `use_cpu_cores`
+
 import dataclasses
 import json
 import time

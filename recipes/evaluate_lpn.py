@@ -16,6 +16,11 @@ the best, `--save_search true` saves it into the `config.json` of the model, a l
         --choose_rank_by fit leave_one_out
 """
 
+import os
+
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch reads it; see `use_cpu_cores`
+
 import dataclasses
 import json
 import math

@@ -12,6 +12,11 @@ probably an answer is right on validation tasks of the first generator, and as m
 `calibration.json` into the folder of the model.
 """
 
+import os
+
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch reads it; see `use_cpu_cores`
+
 import dataclasses
 import random
 import time

@@ -6,6 +6,11 @@
 It is `modeling-lpn serve`, for any causal language model with an infilling format; see `docs/serving.md`.
 """
 
+import os
+
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch reads it; see `use_cpu_cores`
+
 import sys
 
 from modeling_lpn.cli import build_parser

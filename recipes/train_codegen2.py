@@ -10,6 +10,11 @@ Flags win over the YAML file. A stopped run goes on with `--resume_from_checkpoi
 folder's `trainer_state.json` has every logged number; `run.json` says how the model was made and what it reached.
 """
 
+import os
+
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch reads it; see `use_cpu_cores`
+
 import dataclasses
 import itertools
 import logging

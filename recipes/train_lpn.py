@@ -8,6 +8,11 @@ processor, checkpoints (`--save_steps`), `trainer_state.json` with every logged 
 was made.
 """
 
+import os
+
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch reads it; see `use_cpu_cores`
+
 import dataclasses
 import logging
 import shlex

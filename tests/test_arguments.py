@@ -1,5 +1,7 @@
 import os
+import re
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 import torch
@@ -99,10 +101,27 @@ def test_training_defaults_are_those_of_the_published_code(tmp_path):
     assert (args.lr_scheduler_type, args.get_warmup_steps(1000)) == ("constant_with_warmup", 99)
 
 
-def test_cpu_threads_are_shared_by_the_processes_of_the_machine(monkeypatch):
+def test_threads_of_recipes_sleep_while_they_wait():
+    """The OpenMP runtime reads it once, when torch is imported: it has to stand before all other imports."""
+    setting, found = 'os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")', 0
+    for file in (Path(__file__).parents[1] / "recipes").glob("*.py"):
+        text = file.read_text()
+        if "use_cpu_cores(" in text or "cli import" in text:
+            found += 1
+            assert re.findall(r"^(?:import|from) .*", text.split(setting)[0], re.M) == ["import os"], file
+            assert setting in text, file
+    assert found >= 6
+
+
+def test_cpu_threads_are_shared_by_the_processes_of_the_machine(monkeypatch, tmp_path):
     before = torch.get_num_threads()
     try:
+        monkeypatch.setattr(runs, "CPU_LIMIT", tmp_path / "cpu.max")
         monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+        for limit, cores in (("max 100000", 8), ("250000 100000", 2), ("50000 100000", 1)):  # of a container
+            (tmp_path / "cpu.max").write_text(limit + "\n")
+            assert runs.cores_of_process() == cores
+        (tmp_path / "cpu.max").unlink()
         monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
         assert runs.use_cpu_cores() == torch.get_num_threads() == 4
         monkeypatch.setenv("LOCAL_WORLD_SIZE", "99")
