@@ -1140,7 +1140,8 @@ class LPNDecoder(LPNStack):
         """
         Exact speculative decoding, where the model drafts for itself (Jacobi decoding, arXiv 2305.10427): one pass predicts
         the next cells of every grid from those drafted before each. Up to the first that differs from its draft, and with
-        that one, they are what greedy decoding writes; all are the next draft. It is given up where steps would cost less.
+        that one, they are what greedy decoding writes; all are the next draft. It is given up where steps would cost less. In
+        half precision, where kernels round differently, a tie can fall the other way, as in a batch of another size.
 
         Args:
             output ([`OutputCells`]): The first cell of each grid is known.
