@@ -5,6 +5,7 @@ import logging
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from cases_lpn import draw_zeros
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -72,6 +73,7 @@ def test_equals_the_naive_implementation(variant, in_blocks, monkeypatch):
     if in_blocks:
         monkeypatch.setattr(transformer_lpn, "CAUSAL_BLOCK", 4)
         monkeypatch.setattr(transformer_lpn, "SHARED_SCORES", {"cpu": 200})
+        monkeypatch.setattr(transformer_lpn, "WRITING_COSTS", {"cpu": COSTS})
     model = make_model(variant, prior_kl_weight=0.0)
     naive, (demonstrations, queries) = NaiveLPN(model), make_tasks()
     output = model(*demonstrations)
@@ -257,7 +259,7 @@ def test_drafted_cells_become_what_steps_write(variant, patience, monkeypatch):
     monkeypatch.setattr(transformer_lpn, "WRITING_COSTS", {"cpu": COSTS})
     for seed in range(3):
         torch.manual_seed(seed)
-        model = make_model(variant).double()
+        model = make_model(variant, copy_inputs=seed == 2).double()
         for parameter in model.parameters():
             parameter.data *= 1 + torch.rand(()).double()
         _, (queries, shapes) = make_tasks(batch=16, seed=seed, queries=8)
@@ -267,11 +269,25 @@ def test_drafted_cells_become_what_steps_write(variant, patience, monkeypatch):
         with torch.no_grad():
             expected = model.decoder.generate(latents, queries, shapes, extent, queries, speculate=False)
             assert not passes
-            for draft in (queries, drafts, expected[0]):
+            for draft in (queries, drafts, expected[0], drafts[:, :2, :3] - 3, F.pad(drafts, (0, 4, 0, 1), value=99)):
                 written = model.decoder.generate(latents, queries, shapes, extent, draft)
                 assert torch.equal(written[0], expected[0]) and torch.equal(written[1], expected[1])
         assert passes
         passes.clear()
+
+
+def test_steps_cost_what_they_are_said_to():
+    """The rest of grids of 5 and 9 cells, of which 2 and 4 are known, by a naive walk in lockstep; one that is finished has none."""
+    counts = torch.tensor([[2, 4, 3], [5, 9, 3]])
+    walk = sum(1 + COSTS.row * (sum(cell < size for size in (5, 9)) - 1) for cell in range(2, 9))
+    assert COSTS.steps(counts) == pytest.approx(walk)
+    assert COSTS.steps(counts[:, 2:]) == 0.0
+
+
+def test_no_queries_give_no_grids():
+    model, (demonstrations, queries) = make_model(), make_tasks()
+    output = model.generate(*demonstrations, *queries, query_mask=torch.zeros(3, 2, dtype=torch.bool), num_steps=1)
+    assert output.output_grids.shape == (3, 2, 1, 6, 5) and not output.output_grids.any()
 
 
 def test_few_passes_where_drafts_are_right_or_cells_do_not_need_each_other(monkeypatch):
