@@ -938,6 +938,8 @@ class LPNModel(LPNPreTrainedModel):
         sizes = np.repeat(shapes.cpu().numpy()[:, None], 2, 1)
         sizes[:, 1] = 1  # how large an output will be is not known
         grouping = grouping_of(sizes, shapes.device, written=True)
+        if not len(inputs):
+            return inputs.new_zeros(0, self.config.max_rows, self.config.max_cols), shapes
         with torch.compiler.set_stance("force_eager"):  # every step of a cache has another shape
             parts = [
                 self.decoder.generate(latents[own], inputs[own], shapes[own], extent, drafts[own])

@@ -92,13 +92,24 @@ class WritingCosts(NamedTuple):
     tokens: int
     least: int
 
+    def steps(self, counts: torch.Tensor) -> float:
+        """What the rest costs by steps: `counts` `(2, batch)` are the known cells of each grid and all it has, on the host."""
+        known, sizes = counts[:, counts[0] < counts[1]]
+        if not len(known):
+            return 0.0
+        first = known.min()
+        return float((1 - self.row) * (sizes.max() - first) + self.row * (sizes - first).sum())
+
 
 # By device. Of a CPU measured on one core, models of width 64 to 128 and 16 to 900 cells; a GPU waits for launches more than for work.
-WRITING_COSTS = {"cpu": WritingCosts(row=1 / 24, begin=1.5, cell=1 / 60, tokens=16, least=40)}
-ACCELERATOR_COSTS = WritingCosts(row=2**-12, begin=1.5, cell=2**-12, tokens=2**10, least=2)
-# Drafted cells of a grid in a pass, at least; what passes may have lost when they are given up, as a share of all steps; share of the
-# grids that may be finished and still be computed, which saves a copy of the cache.
-LEAST_WINDOW, PATIENCE, KEPT_SHARE = 8, 0.1, 0.75
+WRITING_COSTS = {"cpu": WritingCosts(row=1 / 24, begin=1.8, cell=1 / 60, tokens=16, least=40)}
+ACCELERATOR_COSTS = WritingCosts(row=2**-12, begin=1.8, cell=2**-12, tokens=2**10, least=2)
+# Drafted cells of a grid in a pass, at least.
+LEAST_WINDOW = 8
+# What passes may have cost more than they saved, since they last paid, as a share of writing all by steps; then they are given up.
+PATIENCE = 0.1
+# Share of the grids that has to be unfinished; below it the others are left out, which takes a copy of the cache.
+LEAST_UNFINISHED = 0.75
 
 
 class CellTables(NamedTuple):
@@ -270,7 +281,7 @@ class LPNCache:
         """
         keys, values = self.keys[layer_idx], self.values[layer_idx]
         if self.slots is not None:
-            slots = self.slots[:, None, :, None].expand_as(key)
+            slots = self.slots.to(key.device)[:, None, :, None].expand_as(key)
             keys.scatter_(2, slots, key)
             values.scatter_(2, slots, value)
             return keys.narrow(2, 0, self.length), values.narrow(2, 0, self.length)
@@ -1090,7 +1101,7 @@ class LPNDecoder(LPNStack):
         drafts: torch.Tensor,
         speculate: bool,
     ) -> torch.Tensor:
-        """Grids `(batch, max_rows, max_cols)`. The largest come first, so that the unfinished ones are always a slice of the batch."""
+        """Grids `(batch, max_rows, max_cols)`. The largest come first, so that steps find the unfinished ones in a slice of the batch."""
         sizes, order = shapes.prod(-1).sort(descending=True, stable=True)
         num_cols, longest = shapes[order, 1:], int(sizes[0])
         cache.reserve(longest, order)
@@ -1115,10 +1126,8 @@ class LPNDecoder(LPNStack):
         self._write_by_steps(output, cache, tables, start)
         written[rows] = output.colors
 
-        grids, real = (
-            written.new_zeros(len(order), self.config.max_rows * self.config.max_cols),
-            cells < sizes[:, None],
-        )
+        real = cells < sizes.unsqueeze(1)
+        grids = written.new_zeros(len(order), self.config.max_rows * self.config.max_cols)
         grids.scatter_add_(1, torch.where(real, places, 0), torch.where(real, written[:, :-1], 0))
         unsorted = torch.empty_like(grids).index_copy_(0, order, grids)
         return unsorted.view(-1, self.config.max_rows, self.config.max_cols)
@@ -1131,7 +1140,7 @@ class LPNDecoder(LPNStack):
         """Colours that grids `(batch, rows, cols)` have at positions `(batch, cells, 2)`, 0 outside."""
         (rows, cols), (height, width) = positions.unbind(-1), drafts.shape[1:]
         inside = (rows < height) & (cols < width)
-        colors = drafts.flatten(1).gather(1, torch.where(inside, rows * width + cols, 0))
+        colors = drafts.long().flatten(1).gather(1, torch.where(inside, rows * width + cols, 0))
         return torch.where(inside, colors, 0).clamp(0, self.config.vocab_size - 1)
 
     def _write_by_passes(
@@ -1140,7 +1149,11 @@ class LPNDecoder(LPNStack):
         """
         Exact speculative decoding, where the model drafts for itself (Jacobi decoding, arXiv 2305.10427): one pass predicts
         the next cells of every grid from those drafted before each. Up to the first that differs from its draft, and with
-        that one, they are what greedy decoding writes; all are the next draft. It is given up where steps would cost less.
+        that one, they are what greedy decoding writes; all are the next draft. It is given up where steps would cost less. In
+        half precision, where kernels round differently, a tie can fall the other way, as in a batch of another size.
+
+        What a pass saves is what writing the rest by steps, from the grid that is least far, costs less after it. That grid
+        bounds what others gain.
 
         Args:
             output ([`OutputCells`]): The first cell of each grid is known.
@@ -1151,17 +1164,19 @@ class LPNDecoder(LPNStack):
             more is known of each.
         """
         device, begin, longest = output.sizes.device, cache.length, output.places.shape[1]
-        patience, gained, credit = PATIENCE * longest, 0.0, 0.0
         rows, known = torch.arange(len(output.sizes), device=device), torch.ones_like(output.sizes)
         counts = torch.stack([known, output.sizes]).cpu()
+        rest, gained, credit = costs.steps(counts), 0.0, 0.0
+        patience = PATIENCE * rest
         while True:
             left = (counts[0] < counts[1]).nonzero()[:, 0]
-            if credit < -patience or len(left) <= KEPT_SHARE * len(rows):  # a copy of the cache
+            given_up = credit < -patience
+            if given_up or len(left) < LEAST_UNFINISHED * len(rows):
                 written[rows] = output.colors
                 index = left.to(device)
                 cache.take(index)
                 output, rows, known, counts = output.take(index), rows[index], known[index], counts[:, left]
-            if credit < -patience or not len(rows):
+            if given_up or not len(rows):
                 break
             window = max(LEAST_WINDOW, costs.tokens // len(rows), round(2 * gained))
             window = min(window, int((counts[1] - counts[0]).max()))
@@ -1174,8 +1189,8 @@ class LPNDecoder(LPNStack):
             output.colors.scatter_(1, cells + 1, predicted)
             before, counts = counts[0], torch.stack([known, output.sizes]).cpu()  # the one wait for the device
             gained = float((counts[0] - before).sum()) / len(rows)
-            cost = (costs.begin + costs.cell * predicted.numel()) / (1 + costs.row * len(rows))
-            credit = min(0.0, credit + gained - cost)
+            rest_before, rest = rest, costs.steps(counts)
+            credit = min(0.0, credit + rest_before - rest - costs.begin - costs.cell * predicted.numel())
         start = int(counts[0].min()) - 1 if len(rows) else 0
         cache.slots, cache.length = None, begin + start
         return output, rows, start
