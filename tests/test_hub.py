@@ -26,7 +26,7 @@ def save_lpn(folder, **settings):
     model = LPNModel(LPNConfig(max_rows=4, max_cols=4, **{**SIZES, "search": {"num_steps": 3}, **settings}))
     model.save_pretrained(folder)
     LPNProcessor(max_rows=4, max_cols=4).save_pretrained(folder)
-    shutil.copy(RESULTS / "quickstart" / "run.json", folder)
+    shutil.copy(RESULTS / "quickstart_learned_positions" / "run.json", folder)
     for name in ("training_args.bin", "optimizer.pt", "trainer_state.json", "checkpoint-10/model.safetensors"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("private")
@@ -51,7 +51,7 @@ def contents(folder):
 
 
 def test_an_assembled_folder_is_a_repository_and_assembling_it_again_changes_nothing(lpn, tmp_path):
-    results = [RESULTS / "quickstart" / "seed0_chosen.json"]
+    results = [RESULTS / "quickstart_learned_positions" / "seed0_chosen.json"]
     left_out = assemble(lpn, tmp_path / "out", results, "me/small", license="apache-2.0")
     first = contents(tmp_path / "out")
     assert set(first) == {
@@ -123,11 +123,11 @@ def test_the_card_says_only_what_was_measured(lpn, tmp_path):
     assert (
         "Not evaluated" in card.text and "%" not in card.text.split("## Results")[1] and card.data.eval_results is None
     )
-    record = json.loads((RESULTS / "quickstart" / "seed0_chosen.json").read_text())
+    record = json.loads((RESULTS / "quickstart_learned_positions" / "seed0_chosen.json").read_text())
     assemble(
         lpn,
         tmp_path / "out",
-        [RESULTS / "quickstart" / "seed0_chosen.json"],
+        [RESULTS / "quickstart_learned_positions" / "seed0_chosen.json"],
         "me/small",
         benchmarks={"pattern": "me/tasks"},
     )
@@ -206,7 +206,7 @@ def test_a_card_names_the_repository_or_the_folder(lpn):
 
 
 def test_the_card_tells_leaks(lpn, tmp_path):
-    record = json.loads((RESULTS / "quickstart" / "seed0_chosen.json").read_text())
+    record = json.loads((RESULTS / "quickstart_learned_positions" / "seed0_chosen.json").read_text())
     record["leaks"] = {"compared_with": ["arcagi:training"], "not_compared": None, "tasks": {"070dd51e": {}}}
     for row in record["results"]:
         row["scores_without_leaks"] = {"top_2_strict_task_accuracy": 0.125}
