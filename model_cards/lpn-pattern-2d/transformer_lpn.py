@@ -107,7 +107,7 @@ ACCELERATOR_COSTS = WritingCosts(row=2**-12, begin=1.8, cell=2**-12, tokens=2**1
 # Drafted cells of a grid in a pass, at least.
 LEAST_WINDOW = 8
 # What passes may have cost more than they saved, since they last paid, as a share of writing all by steps; then they are given up.
-PATIENCE = 0.1
+PATIENCE = 0.2
 # Share of the grids that has to be unfinished; below it the others are left out, which takes a copy of the cache.
 LEAST_UNFINISHED = 0.75
 
