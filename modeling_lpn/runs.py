@@ -49,7 +49,7 @@ def use_cpu_cores(num_threads: int | None = None) -> int:
     Sets torch's CPU threads; `accelerate launch` and `torchrun` leave every process with one.
 
     The recipes set `OMP_WAIT_POLICY=PASSIVE` before they import torch, unless it is set: threads then sleep while they wait
-    for each other. Where another process wants the cores, a step of the quickstart with two threads took 0.2 s so, and 6.5 s
+    for each other. Where another process wants the cores, a step of the quickstart with two threads took 0.2 s so in a trial, and 6.5 s
     with the default, where every wait keeps a core busy that the other thread needs; on quiet cores it costs 10 to 15 %.
 
     Args:
