@@ -161,6 +161,7 @@ class RecipeTrainingArguments(TrainingArguments):
     """`TrainingArguments` with what both families need: a stream that keeps its order, and a CPU where there is no more."""
 
     optim: str = option("adamw_torch", "Optimiser of transformers by name.")
+    muon: bool = option(False, "Muon for the matrices of the layers, AdamW for the rest, both at learning_rate.")
     save_total_limit: int | None = option(2, "Checkpoints to keep.")
     train_sampling_strategy: str = option("sequential", "Order of the stream, which is random in itself.")
     remove_unused_columns: bool = option(False, "Must stay off: the collator reads what the model does not.")

@@ -44,6 +44,7 @@ from modeling_lpn.code.spans import SyntaxSplitter
 from modeling_lpn.code.token_splitter import TokenSplitter
 from modeling_lpn.code.trainer import CodeTrainer, add_lora, load_code_model, load_code_tokenizer
 from modeling_lpn.cpu import speed_up_on_cpu
+from modeling_lpn.optimizers import muon_and_settings
 from modeling_lpn.runs import (
     ThreadChoice,
     TimeBudget,
@@ -237,6 +238,7 @@ def main():
         infill_cases=cases,
         infill_settings={"infill_format": run.infill_format, "max_new_tokens": run.infill_span_tokens + 1},
         horizon_weight=run.horizon_weight,
+        optimizer_cls_and_kwargs=muon_and_settings(model, args) if args.muon else None,
     )
     trainer.add_callback(budget := TimeBudget(args.max_minutes))
     if run.num_threads is None and args.device.type == "cpu":

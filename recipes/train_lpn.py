@@ -30,6 +30,7 @@ from modeling_lpn import (
     TaskStream,
 )
 from modeling_lpn.arguments import given, option, parse_recipe
+from modeling_lpn.optimizers import muon_and_settings
 from modeling_lpn.runs import (
     ThreadChoice,
     TimeBudget,
@@ -202,6 +203,7 @@ def main():
         train_search_from=run.train_search_from,
         eval_search=SearchConfig.of(model.config.search),
         eval_budgets=run.eval_budgets,
+        optimizer_cls_and_kwargs=muon_and_settings(model, args) if args.muon else None,
     )
     trainer.add_callback(budget := TimeBudget(args.max_minutes))
     if run.num_threads is None and args.device.type == "cpu":

@@ -136,7 +136,7 @@ def test_accumulation_and_two_processes_equal_one_batch(data, tmp_path, monkeypa
 
 
 def test_streaming_trains_on_the_same_tokens_as_files_in_their_order(data, tmp_path, monkeypatch):
-    settings = {"eval_strategy": "no", "save_steps": 2, "max_steps": 4, "logging_steps": 1}
+    settings = {"eval_strategy": "no", "save_steps": 2, "max_steps": 4, "logging_steps": 1, "muon": "true"}
     call(monkeypatch, *settings_of(data, tmp_path / "run", streaming="true", **settings))
     shutil.copytree(tmp_path / "run" / "checkpoint-2", tmp_path / "again" / "checkpoint-2")
     resume = {"resume_from_checkpoint": "auto", **settings}

@@ -139,7 +139,7 @@ def test_torch_compile_trains(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_two_processes_resume_exactly(tmp_path):
-    settings = {**TINY, "save_strategy": "steps", "eval_strategy": "no", "max_steps": 20}
+    settings = {**TINY, "save_strategy": "steps", "eval_strategy": "no", "max_steps": 20, "muon": True}
     launch("train_lpn", *flags(settings, output_dir=tmp_path))
     expected = weights(tmp_path)
     shutil.rmtree(tmp_path / "checkpoint-20")
