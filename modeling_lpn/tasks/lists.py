@@ -19,7 +19,6 @@ from .pairs import require_integer
 from .strings import PATIENCE, encode_tasks, smallest_size, split_of
 
 
-ALPHABET = "0123456789-[] "
 Value = int | list[int]
 
 MAPS: dict[str, Callable[[int], int]] = {
@@ -103,18 +102,25 @@ def write_value(value: Value) -> str:
     return f"[{' '.join(map(str, value))}]" if isinstance(value, list) else str(value)
 
 
+def list_alphabet(max_value: int) -> list[str]:
+    """Brackets, a space and every integer to `max_value` as a symbol: for a [`StringProcessor`]."""
+    return ["[", "]", " ", *map(str, range(-max_value, max_value + 1))]
+
+
 @dataclass
 class ListTask:
     """
     Functions on one or two lists of integers, or a list and an integer, as strings: `[1 -3 2] 2` to `[1 -3]`. A program is
-    1 to `max_size` statements, each with the value before it among its arguments.
+    1 to `max_size` statements, each with the value before it among its arguments; a second input may be left unread, as in
+    ExeDec. A list of a task is empty now and then, and its values are of one of the ranges 0 to 4, 0 to 9, -9 to 9 and all.
 
     Args:
         num_pairs (`int`, defaults to 4): Pairs per task, at least 2.
-        max_length (`int`, defaults to 64): Longest text of the inputs together and of an output, at least 16.
+        max_length (`int`, defaults to 32): Longest text of the inputs together and of an output, at least 16, in integers,
+            brackets and spaces.
         max_size (`int`, defaults to 4): Statements of a program at most.
-        max_items (`int`, defaults to 6): Longest list of an input.
-        max_value (`int`, defaults to 50): Largest absolute value of an output; inputs hold values to a fifth of it.
+        max_items (`int`, defaults to 5): Longest list of an input.
+        max_value (`int`, defaults to 50): Largest absolute value.
         output_step (`int`, defaults to 8): See [`StringProcessor`].
         split (`str`, defaults to `"train"`): `"train"`, `"validation"` or `"test"`; their programs are disjoint.
 
@@ -123,9 +129,9 @@ class ListTask:
     """
 
     num_pairs: int = 4
-    max_length: int = 64
+    max_length: int = 32
     max_size: int = 4
-    max_items: int = 6
+    max_items: int = 5
     max_value: int = 50
     output_step: int = 8
     split: str = "train"
@@ -137,8 +143,9 @@ class ListTask:
         require_integer("max_items", self.max_items, 1)
         require_integer("max_value", self.max_value, 5)
         self._min_size = smallest_size(self.split, self.max_size)
-        self._largest = self.max_value // 5
-        self.processor = StringProcessor(self.max_length, alphabet=ALPHABET, output_step=self.output_step)
+        ranges = ((0, 4), (0, 9), (-9, 9), (-self.max_value, self.max_value))
+        self._ranges = [(max(low, -self.max_value), min(high, self.max_value)) for low, high in ranges]
+        self.processor = StringProcessor(self.max_length, list_alphabet(self.max_value), self.output_step)
 
     def sample(self, num_tasks: int, rng: np.random.Generator) -> dict[str, Any]:
         """Draws `num_tasks` tasks: grids `(num_tasks, num_pairs, 1, cols)` uint8, their shapes, and `program` (list)."""
@@ -159,14 +166,12 @@ class ListTask:
                     return program, *pairs
         raise AssertionError("unreachable")
 
-    def _draw_value(self, dice: random.Random, kind: str) -> Value:
-        draw, largest = dice.random, self._largest
-        if kind == "i":
-            return int(draw() * 4)
-        return [int(draw() * (2 * largest + 1)) - largest for _ in range(1 + int(draw() * self.max_items))]
+    def _draw_value(self, dice: random.Random, bounds: tuple[int, int]) -> Value:
+        draw, (low, high) = dice.random, bounds
+        return [low + int(draw() * (high - low + 1)) for _ in range(int(draw() * (self.max_items + 1)))]
 
     def _draw_program(self, dice: random.Random, kinds: str, size: int) -> Program | None:
-        """A program whose statements each read the value before; `None` where it leaves an input unused."""
+        """A program whose statements each read the value before, the first of them a list; `None` where one cannot be had."""
         types, program, draw = kinds, [], dice.random
         latest = kinds.index("l")
         for _ in range(size):
@@ -183,8 +188,7 @@ class ListTask:
                 return None
             program.append((name, *arguments))
             types, latest = types + ("i" if name in SCALARS else "l"), len(types)
-        used = {argument for _, *arguments in program for argument in arguments}
-        return tuple(program) if used >= set(range(len(kinds))) else None
+        return tuple(program)
 
     @staticmethod
     def _draw_argument(dice: random.Random, kind: str, types: str) -> int | str | None:
@@ -194,9 +198,13 @@ class ListTask:
     def _draw_pairs(self, dice: random.Random, program: Program, kinds: str) -> tuple[list[str], list[str]] | None:
         """Inputs and outputs of a program; `None` as soon as one is undefined or large, if one is long, or all are the same."""
         drawn, values, largest = [], [], self.max_value
+        bounds = [self._ranges[int(dice.random() * len(self._ranges))] for _ in kinds]
         try:
             for _ in range(self.num_pairs):
-                given = [self._draw_value(dice, kind) for kind in kinds]
+                given = [
+                    int(dice.random() * 6) if kind == "i" else self._draw_value(dice, bound)
+                    for kind, bound in zip(kinds, bounds, strict=True)
+                ]
                 value = run_program(program, given)
                 items = value if isinstance(value, list) else [value]
                 if items and not -largest <= min(items) <= max(items) <= largest:
@@ -207,8 +215,9 @@ class ListTask:
             return None
         inputs = [" ".join([write_value(value) for value in given]) for given in drawn]
         outputs = [write_value(value) for value in values]
-        good = max(map(len, inputs + outputs)) <= self.max_length and outputs != inputs and len(set(outputs)) > 1
+        lengths = [len(self.processor.split(text)) for text in inputs + outputs]
+        good = max(lengths) <= self.max_length and outputs != inputs and len(set(outputs)) > 1
         return (inputs, outputs) if good else None
 
 
-__all__ = ["ALPHABET", "FUNCTIONS", "ListTask", "read_values", "run_program", "write_value"]
+__all__ = ["FUNCTIONS", "ListTask", "list_alphabet", "read_values", "run_program", "write_value"]

@@ -36,6 +36,34 @@ def test_any_alphabet(alphabet, text):
     assert grid[: len(text)].tolist() == expected
 
 
+SYMBOLS = ["[", "]", " ", "1", "-1", "10", "\n"]
+
+
+@given(st.lists(st.lists(st.sampled_from(SYMBOLS), max_size=9), max_size=4), st.booleans())
+def test_symbols_of_several_characters(rows, is_output):
+    processor = StringProcessor(9, SYMBOLS, output_step=4)
+    texts = ["".join(row) for row in rows]
+    grids, shapes = processor.encode(texts, is_output)
+    assert [processor.decode(grid[:, :cols]) for grid, (_, cols) in zip(grids, shapes, strict=True)] == texts
+    assert [int((grid > 0).sum()) for grid in grids] == [len(processor.split(text)) for text in texts]
+
+
+def test_the_longest_symbol_is_read_and_what_is_none_is_named(tmp_path):
+    processor = StringProcessor(6, SYMBOLS, output_step=1)
+    assert processor.split("[10 -1x") == ["[", "10", " ", "-1", "x"]
+    assert processor.encode(["10 -1", "-x"])[0][:, 0].tolist() == [[6, 3, 5], [0, 0, 0]]
+    task = {"train": [{"input": "[10]", "output": "[10 2]"}], "test": []}
+    with pytest.raises(ValueError, match=r"train pair 0, `output`: character 3 is '2' \(U\+0032\)"):
+        processor(task)
+    with pytest.raises(ValueError, match="has 7 characters, more than 6"):
+        processor({"train": [{"input": "[10 10]1 ", "output": "1"}], "test": []})
+    processor.save_pretrained(tmp_path)
+    loaded = AutoProcessor.from_pretrained(tmp_path)
+    assert (
+        loaded.alphabet == SYMBOLS and loaded.encode(["10 -1"])[0].tolist() == processor.encode(["10 -1"])[0].tolist()
+    )
+
+
 def test_a_task_becomes_tensors():
     batch = StringProcessor(output_step=4)(TASK)
     assert batch["input_shapes"].tolist() == [[[1, 12], [1, 4]]]
@@ -93,6 +121,7 @@ def test_wrong_tasks(change, message):
     ("arguments", "message"),
     [
         ({"alphabet": "abca"}, "`alphabet` is 'abca' .*'a'"),
+        ({"alphabet": ["a", ""]}, "give a string of different characters"),
         ({"alphabet": ""}, "give a string of different characters"),
         ({"max_length": 0}, "`max_cols` is 0|`max_length` is 0"),
         ({"output_step": 0}, "`output_step` is 0"),
