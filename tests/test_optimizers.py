@@ -15,10 +15,10 @@ from modeling_lpn.optimizers import MuonAdamW, layer_matrices, muon_and_settings
 SHAPES = ((6, 6), (4, 9), (9, 4), (9, 4), (3,))
 
 
-def parameters_with_gradients(seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    parameters = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in SHAPES]
-    return parameters, [[torch.randn(shape, generator=generator) for shape in SHAPES] for _ in range(4)]
+def parameters_with_gradients(device="cpu"):
+    generator = torch.Generator().manual_seed(0)
+    drawn = [[torch.randn(shape, generator=generator).to(device) for shape in SHAPES] for _ in range(5)]
+    return [nn.Parameter(values) for values in drawn[0]], drawn[1:]
 
 
 def train(optimizers, parameters, gradients):
@@ -42,17 +42,18 @@ def test_orthogonalized_matrices_have_the_singular_vectors_and_singular_values_o
     assert orthogonalize(torch.zeros(1, 2, 3)).eq(0).all()
 
 
-def test_it_moves_matrices_as_the_muon_of_pytorch_and_the_rest_as_its_adamw():
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_it_moves_matrices_as_the_muon_of_pytorch_and_the_rest_as_its_adamw(device):
     if (muon := getattr(torch.optim, "Muon", None)) is None:
         pytest.skip("Muon came with PyTorch 2.9")
     settings = {"lr": 0.02, "weight_decay": 0.1}
-    ours, gradients = parameters_with_gradients()
+    ours, gradients = parameters_with_gradients(device)
     found = train([MuonAdamW(ours, ours[:3], **settings)], ours, gradients)
-    theirs, _ = parameters_with_gradients()
+    theirs, _ = parameters_with_gradients(device)
     others = torch.optim.AdamW(theirs[3:], **settings)
     wanted = train([muon(theirs[:3], adjust_lr_fn="match_rms_adamw", **settings), others], theirs, gradients)
-    start = parameters_with_gradients()[0]
-    for index in range(3):  # theirs rounds to bfloat16 on a CPU as well
+    start = parameters_with_gradients(device)[0]
+    for index in range(3):  # theirs rounds to bfloat16 on every device
         moved = (wanted[index] - start[index]).norm()
         assert (found[index] - wanted[index]).norm() < 0.02 * moved
     for index in (3, 4):
