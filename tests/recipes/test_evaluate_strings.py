@@ -82,20 +82,35 @@ def test_strings_from_training_to_scores(tmp_path, monkeypatch, capsys):
         call(train, monkeypatch, *flags({**TINY_STRINGS, "max_cols": 20}, output_dir=tmp_path / "wrong"))
 
 
-def test_variants_of_strings_get_the_same_time(tmp_path, monkeypatch, capsys):
-    names = ("task_max_length", "task_max_size", "vocab_size", "max_rows", "max_cols", "copy_inputs")
+def test_variants_get_the_same_time(tmp_path, monkeypatch, capsys):
+    names = ("task", "task_max_length", "task_max_size", "vocab_size", "max_rows", "max_cols", "copy_inputs")
     recipe = {name: TINY_STRINGS[name] for name in names} | {"per_device_train_batch_size": 4, "learning_rate": "1e-3"}
     file = tmp_path / "recipe.yaml"
     file.write_text("\n".join(f"{name}: {value}" for name, value in recipe.items()))
     settings = {"output": tmp_path / "out.json", "seconds": 0.5, "num_tasks": 3}
-    ablation = load_recipe("benchmarks/strings")
-    variants = ["--variant", "", "--variant", "num_previous_cells=2 learning_rate=2e-3"]
+    ablation = load_recipe("benchmarks/variants")
+    variants = ["--variant", "", "--variant", "num_previous_cells=2 learning_rate=2e-3 muon=true"]
     for more in ([], ["--variant", "copy_inputs=false"]):
         call(ablation, monkeypatch, str(file), *flags(settings), *variants, *more)
     rows = json.loads((tmp_path / "out.json").read_text())["rows"]
-    assert [row["variant"] for row in rows] == ["", "num_previous_cells=2 learning_rate=2e-3", "copy_inputs=false"]
+    assert [row["variant"] for row in rows] == [
+        "",
+        "num_previous_cells=2 learning_rate=2e-3 muon=true",
+        "copy_inputs=false",
+    ]
     assert all(row["steps"] > 0 and row["validation"]["loss"] > 0 for row in rows)
     assert rows[2]["num_parameters"] < rows[0]["num_parameters"] < rows[1]["num_parameters"]
     assert capsys.readouterr().out.count("variant") == 3  # those that were there did not run again
     with pytest.raises(ValueError, match="sets 'learning_rat', which nothing reads"):
         call(ablation, monkeypatch, str(file), *flags(settings), "--variant", "learning_rat=1")
+
+
+def test_variants_of_tasks_without_splits_are_judged_on_new_tasks(tmp_path, monkeypatch):
+    sizes = {"task_num_rows": 3, "task_num_cols": 3, "task_pattern_size": 2, "max_rows": 3, "max_cols": 3}
+    recipe = {"task": "pattern", **sizes, "per_device_train_batch_size": 4, "learning_rate": "1e-3"}
+    file, output = tmp_path / "recipe.yaml", tmp_path / "out.json"
+    file.write_text("\n".join(f"{name}: {value}" for name, value in recipe.items()))
+    settings = flags({"output": output, "seconds": 0.5, "num_tasks": 3, "variant": "muon=true"})
+    call(load_recipe("benchmarks/variants"), monkeypatch, str(file), *settings)
+    row = json.loads(output.read_text())["rows"][0]
+    assert row["steps"] > 0 and row["train"]["loss"] > 0 and "validation" not in row

@@ -1,12 +1,12 @@
-"""What makes a model of strings learn: every variant of a recipe is trained for the same processor time.
+"""What makes a model learn: every variant of a recipe on generated tasks is trained for the same processor time.
 
-    python recipes/benchmarks/strings.py recipes/lpn/strings.yaml --output results/strings/ablation.json \
+    python recipes/benchmarks/variants.py recipes/lpn/strings.yaml --output results/strings/ablation.json \
         --variant "" --variant "copy_inputs=false" --variant "learning_rate=3e-3 latent_dim=128"
 
 A variant is what it sets differently: settings of the model, of the task (`task_`), `model_name_or_path` to start from,
-`learning_rate`, `batch_size` and `adam_beta2`. The learning rate warms up in the first twentieth of the time and then falls linearly. Reported are the loss and
-how many tasks are solved by the mean latent (three examples, exact match), on programs seen and not seen in training. Variants
-that are in the output file already are not run again.
+`learning_rate`, `batch_size`, `adam_beta2` and `muon`. The learning rate warms up in the first twentieth of the time and then falls
+linearly; nothing searches. Reported are the loss and how many tasks of the recipe are solved by the mean latent (three examples, exact
+match), on programs seen and, where a generator has a split, not seen in training. Variants that are in the output file already are not run again.
 """
 
 import argparse
@@ -18,20 +18,22 @@ import torch
 import yaml
 from torch.utils.data import DataLoader
 
-from modeling_lpn import DataCollatorForGridTasks, LPNConfig, LPNModel, SearchConfig, TaskStream
+from modeling_lpn import DataCollatorForGridTasks, LPNConfig, LPNModel, LPNProcessor, SearchConfig, TaskStream
+from modeling_lpn.optimizers import MuonAdamW, layer_matrices
 from modeling_lpn.runs import write_results
 from modeling_lpn.tasks.evaluation import evaluate_tasks
+from modeling_lpn.tasks.generators import TASK_GENERATORS
 from modeling_lpn.tasks.stream import tasks_from_stream
-from modeling_lpn.tasks.strings import StringTask
 
 
-OTHERS = ("model_name_or_path", "learning_rate", "batch_size", "adam_beta2")
+OTHERS = ("model_name_or_path", "learning_rate", "batch_size", "adam_beta2", "muon")
 
 
 def settings_of(recipe: dict, variant: str) -> dict:
     """Those of the recipe with what the variant changes. Raises `ValueError` for a name that nothing reads."""
     changed = {name: yaml.safe_load(value) for name, value in (item.split("=", 1) for item in variant.split())}
-    known = {*LPNConfig.__dataclass_fields__, *(f"task_{name}" for name in StringTask.__dataclass_fields__), *OTHERS}
+    of_task = TASK_GENERATORS[recipe["task"]].__dataclass_fields__
+    known = {*LPNConfig.__dataclass_fields__, *(f"task_{name}" for name in of_task), *OTHERS}
     if unknown := changed.keys() - known:
         raise ValueError(
             f"variant {variant!r} sets {min(unknown)!r}, which nothing reads; known: {', '.join(sorted(known))}"
@@ -41,29 +43,38 @@ def settings_of(recipe: dict, variant: str) -> dict:
     return {name: float(v) if isinstance(v, str) and v[:1].isdigit() else v for name, v in settings.items()}
 
 
-def build(settings: dict) -> tuple[LPNModel, dict]:
+def build_task(settings: dict, **overrides):
+    """The generator of tasks, and a processor for them."""
+    own = {name[5:]: value for name, value in settings.items() if name.startswith("task_")}
+    generator = TASK_GENERATORS[settings["task"]](**{**own, **overrides})
+    sizes = [settings[name] for name in ("max_rows", "max_cols")]
+    known = LPNProcessor(*sizes, settings.get("vocab_size", LPNConfig.vocab_size))
+    return generator, getattr(generator, "processor", known)
+
+
+def build_model(settings: dict) -> LPNModel:
     fields = {name: value for name, value in settings.items() if name in LPNConfig.__dataclass_fields__}
     fields = {n: float(v) if LPNConfig.__dataclass_fields__[n].type is float else v for n, v in fields.items()}
-    task = {name[5:]: value for name, value in settings.items() if name.startswith("task_")}
     torch.manual_seed(0)
     if start := settings.get("model_name_or_path"):
-        return LPNModel.from_pretrained(start, **fields), task
-    return LPNModel(LPNConfig(**fields)), task
+        return LPNModel.from_pretrained(start, **fields)
+    return LPNModel(LPNConfig(**fields))
 
 
-def train(model: LPNModel, settings: dict, task: dict, seconds: float) -> tuple[int, list]:
-    generator = StringTask(**task)
-    stream = TaskStream(generator, 10**7, 0, group_by="tokens", batch_size=settings["batch_size"])
-    batches = DataLoader(stream, settings["batch_size"], collate_fn=DataCollatorForGridTasks(generator.processor))
-    optimizer = torch.optim.AdamW(
-        model.parameters(), settings["learning_rate"], (0.9, settings["adam_beta2"]), weight_decay=1e-4
-    )
+def train(model: LPNModel, settings: dict, seconds: float) -> tuple[int, list]:
+    generator, processor = build_task(settings)
+    stream = TaskStream(generator, 10**7, 0, settings.get("group_by"), settings["batch_size"])
+    batches = DataLoader(stream, settings["batch_size"], collate_fn=DataCollatorForGridTasks(processor))
+    matrices = layer_matrices(model) if settings.get("muon") else []
+    betas = (0.9, settings["adam_beta2"])
+    optimizer = MuonAdamW(model.parameters(), matrices, lr=settings["learning_rate"], betas=betas, weight_decay=1e-4)
     start, losses, curve = time.process_time(), [], []
     for step, batch in enumerate(batches):
         done = (time.process_time() - start) / seconds
         if done >= 1:
             return step, curve
-        optimizer.param_groups[0]["lr"] = settings["learning_rate"] * min(done * 20, (1 - done) / 0.95)
+        for group in optimizer.param_groups:
+            group["lr"] = settings["learning_rate"] * min(done * 20, (1 - done) / 0.95)
         loss = model(**batch).loss
         optimizer.zero_grad()
         loss.backward()
@@ -77,22 +88,25 @@ def train(model: LPNModel, settings: dict, task: dict, seconds: float) -> tuple[
 
 
 @torch.no_grad()
-def evaluate(model: LPNModel, task: dict, split: str, num_tasks: int) -> dict:
-    generator = StringTask(**{**task, "num_pairs": 4, "max_size": 2, "split": split})
+def evaluate(model: LPNModel, recipe: dict, split: dict, num_tasks: int) -> dict:
+    generator, processor = build_task(recipe, num_pairs=4, **split)
     stream = TaskStream(generator, num_tasks, 1_000_000)
-    batches = DataLoader(stream, num_tasks, collate_fn=DataCollatorForGridTasks(generator.processor))
+    batches = DataLoader(stream, num_tasks, collate_fn=DataCollatorForGridTasks(processor))
     losses = [model.eval()(**batch).reconstruction_loss.item() for batch in batches]
     tasks = tasks_from_stream(stream, num_tasks)
-    output = evaluate_tasks(model, generator.processor, tasks, SearchConfig(), (0,), 64, 0, progress=False)
+    output = evaluate_tasks(model, processor, tasks, SearchConfig(), (0,), 64, 0, progress=False)
     solved = output.results[0].scores["top_1_strict_task_accuracy"]
     return {"loss": sum(losses) / len(losses), "solved": solved}
 
 
 def run(recipe: dict, variant: str, seconds: float, num_tasks: int) -> dict:
     settings = settings_of(recipe, variant)
-    model, task = build(settings)
-    steps, curve = train(model, settings, task, seconds)
-    results = {split: evaluate(model, task, split, num_tasks) for split in ("train", "validation")}
+    model = build_model(settings)
+    steps, curve = train(model, settings, seconds)
+    splits = {"train": {}}
+    if "split" in TASK_GENERATORS[recipe["task"]].__dataclass_fields__:
+        splits["validation"] = {"split": "validation"}
+    results = {name: evaluate(model, recipe, split, num_tasks) for name, split in splits.items()}
     size = sum(parameter.numel() for parameter in model.parameters())
     return {"variant": variant, "steps": steps, "num_parameters": size, "curve": curve, **results}
 
