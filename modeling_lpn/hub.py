@@ -463,14 +463,14 @@ def _request(folder: Path) -> dict:
     search = SearchConfig.of(config.search)
     if search.budget is not None:
         search = search.at_budget(min(2, search.budget))  # every part of the model runs, whatever the saved budget
-    # A processor of strings names the characters that it knows.
+    # A processor of strings names the characters or symbols that it knows.
     alphabet = read_file(folder / "processor_config.json").get("alphabet")
-    grid = [[0, 1]] if alphabet is None else alphabet[:2]
-    pair = {"input": grid, "output": grid[::-1]}
+    given, wanted = ([[0, 1]], [[1, 0]]) if alphabet is None else (alphabet[0], alphabet[1 % len(alphabet)])
+    pair = {"input": given, "output": wanted}
     return {
         **request,
         "kind": "grids",
-        "inputs": {"task": {"train": [pair, pair], "test": [{"input": grid}]}, "search": search.to_dict()},
+        "inputs": {"task": {"train": [pair, pair], "test": [{"input": given}]}, "search": search.to_dict()},
     }
 
 

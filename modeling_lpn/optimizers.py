@@ -1,7 +1,7 @@
 """Muon for the matrices of a model's layers, AdamW for everything else."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -38,11 +38,12 @@ class MuonAdamW(torch.optim.AdamW):
     Args:
         params (iterable of parameters or of groups): All parameters, as for any optimiser.
         matrices (`list[nn.Parameter]`): Those among them that Muon moves, of two dimensions each; see [`layer_matrices`].
-        momentum (`float`, defaults to 0.95): Of Muon's average of gradients (with Nesterov's step ahead).
-        kwargs: `lr`, `betas`, `eps`, `weight_decay`, `fused` and others of `torch.optim.AdamW`.
+        lr, betas, eps, weight_decay, fused: As of `torch.optim.AdamW`; learning rate and weight decay also of Muon.
+        momentum (`float`, defaults to 0.95): Of Muon's average of gradients (with Nesterov's step ahead), in [0, 1).
 
     Raises:
-        ValueError: A matrix has not two dimensions, or is not among `params`, which is so when FSDP has split it.
+        ValueError: A matrix has not two dimensions, or is not among `params`; the momentum is out of range; a state to load was
+            saved by another optimiser.
 
     Example:
 
@@ -60,44 +61,39 @@ class MuonAdamW(torch.optim.AdamW):
     """
 
     def __init__(
-        self, params: Iterable[Any], matrices: list[nn.Parameter], momentum: float = 0.95, **kwargs: Any
+        self,
+        params: Iterable[Any],
+        matrices: list[nn.Parameter],
+        lr: float | torch.Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        fused: bool | None = None,
+        momentum: float = 0.95,
     ) -> None:
-        groups = list(params)
-        groups = groups if groups and isinstance(groups[0], dict) else [{"params": groups}]
-        _check_matrices(matrices, [parameter for group in groups for parameter in group["params"]])
-        chosen = {id(matrix) for matrix in matrices}
-        parts = []
+        if not 0 <= momentum < 1:
+            raise ValueError(f"`momentum` is {momentum}; give a number in [0, 1)")
+        groups = _groups_by_kind(params, matrices)
         for group in groups:
-            for muon in (True, False):
-                kept = [parameter for parameter in group["params"] if (id(parameter) in chosen) == muon]
-                if kept:
-                    parts.append({**group, "params": kept, "muon": muon, "momentum": momentum})
-        super().__init__(parts, **kwargs)
+            group.setdefault("momentum", momentum)
+        super().__init__(groups, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=fused)
+        self.defaults |= {"muon": False, "momentum": momentum}  # of groups that are added
+        # A fused AdamW unscales gradients of half precision by itself and skips what overflowed; Muon leaves that to the scaler.
+        self._step_supports_amp_scaling = False
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of both; `closure` computes the loss anew, as for any optimiser."""
-        groups = self.param_groups
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in groups:
-            if group["muon"]:
-                self._move_matrices(group)
-        try:
-            self.param_groups = [group for group in groups if not group["muon"]]
-            super().step()
-        finally:
-            self.param_groups = groups
-        return loss
+    def _init_group(self, group: dict[str, Any], *lists: list[Any]) -> bool:
+        """Where a step of AdamW collects what a group has to move: nothing, if that is Muon's, which moves it here."""
+        if not group["muon"]:
+            return super()._init_group(group, *lists)
+        self._move_matrices(group)
+        return False
 
     def _move_matrices(self, group: dict[str, Any]) -> None:
         by_shape = defaultdict(list)
         for matrix in group["params"]:
             if matrix.grad is not None:
                 if not (state := self.state[matrix]):
-                    # AdamW looks for `step` in every state that it loads.
+                    # AdamW looks for `step` in every state that it loads; nothing counts it here.
                     state |= {"momentum_buffer": torch.zeros_like(matrix), "step": torch.zeros(())}
                 average = state["momentum_buffer"]
                 average.lerp_(matrix.grad, 1 - group["momentum"])
@@ -109,6 +105,37 @@ class MuonAdamW(torch.optim.AdamW):
             torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
             # An entry of such a matrix is 1 / sqrt(max(shape)) in root mean square, one of AdamW's steps 0.2 to 0.4.
             torch._foreach_add_(matrices, directions, alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if any("muon" not in group for group in state_dict["param_groups"]):
+            raise ValueError(
+                "the state was saved by an optimiser without Muon; go on without it, or begin anew with it"
+            )
+        super().load_state_dict(state_dict)
+
+
+def _groups_by_kind(params: Iterable[Any], matrices: list[nn.Parameter]) -> list[dict[str, Any]]:
+    """Parameter groups of one kind each, `muon` or not, with the settings of those they come from."""
+    groups = list(params)
+    groups = groups if groups and isinstance(groups[0], dict) else [{"params": groups}]
+    chosen, known, found = {id(matrix) for matrix in matrices}, set(), []
+    for group in groups:
+        members = [group["params"]] if torch.is_tensor(group["params"]) else list(group["params"])
+        known.update(map(id, members))
+        for muon in (True, False):
+            if kept := [parameter for parameter in members if (id(parameter) in chosen) == muon]:
+                found.append({**group, "params": kept, "muon": muon})
+    for matrix in matrices:
+        if matrix.dim() != 2:
+            raise ValueError(
+                f"a parameter of shape {tuple(matrix.shape)} is among `matrices`; Muon moves matrices only"
+            )
+        if id(matrix) not in known:
+            raise ValueError(
+                f"a matrix of shape {tuple(matrix.shape)} is not among `params`; give both of one model, after FSDP has"
+                " wrapped it if it does"
+            )
+    return found
 
 
 def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
@@ -133,35 +160,28 @@ def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
     return wide.mT if values.shape[1] > values.shape[2] else wide
 
 
-def _check_matrices(matrices: list[nn.Parameter], parameters: list[nn.Parameter]) -> None:
-    known = {id(parameter) for parameter in parameters}
-    for matrix in matrices:
-        if matrix.dim() != 2:
-            raise ValueError(
-                f"a parameter of shape {tuple(matrix.shape)} is among `matrices`; Muon moves matrices only"
-            )
-        if id(matrix) not in known:
-            raise ValueError(
-                f"a matrix of shape {tuple(matrix.shape)} is not whole among `params`; Muon needs whole matrices, so train"
-                " without FSDP, or with AdamW alone"
-            )
-
-
 def muon_and_settings(model: nn.Module, args: TrainingArguments) -> tuple[type[MuonAdamW], dict[str, Any]]:
     """
     What `Trainer` takes as `optimizer_cls_and_kwargs`, with the settings of AdamW in its arguments.
 
     Raises:
-        ValueError: `args.optim` is another optimiser than AdamW.
+        ValueError: `args` name another optimiser than AdamW or have settings that it alone reads, or the model has nothing to
+            move by Muon.
     """
     optim = OptimizerNames(args.optim).value
     if optim not in ("adamw_torch", "adamw_torch_fused"):
         raise ValueError(
             f"`optim` is {optim!r} while Muon moves the matrices, and AdamW all else; leave one of the two out"
         )
+    if args.optim_args:
+        raise ValueError(f"`optim_args` are {args.optim_args!r}, which Muon does not read; leave one of the two out")
+    if not (matrices := layer_matrices(model)):
+        raise ValueError(
+            f"{type(model).__name__} has no linear layer to train in an `nn.ModuleList`, so that Muon would move nothing;"
+            " leave it out"
+        )
     kwargs = {"lr": args.learning_rate, "betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
-    kwargs["fused"] = optim == "adamw_torch_fused"
-    return MuonAdamW, {"matrices": layer_matrices(model), **kwargs}
+    return MuonAdamW, {"matrices": matrices, "fused": True if optim == "adamw_torch_fused" else None, **kwargs}
 
 
 __all__ = ["MuonAdamW", "layer_matrices", "muon_and_settings", "orthogonalize"]

@@ -85,7 +85,7 @@ def test_a_matrix_without_a_gradient_stays():
     before = parameters[0].detach().clone()
     optimizer = MuonAdamW(parameters, parameters[:3], lr=0.02)
     parameters[1].grad = gradients[0][1]
-    assert optimizer.step(lambda: 3.5) == 3.5
+    optimizer.step()
     assert torch.equal(parameters[0], before) and not optimizer.state[parameters[0]]
 
 
@@ -109,12 +109,63 @@ def test_matrices_are_the_linear_weights_of_repeated_layers():
     assert layer_matrices(model) == []
 
 
-def test_what_it_cannot_move_is_refused(tmp_path):
+def test_overflowed_gradients_of_half_precision_move_nothing():
+    """The scaler looks for them before the step where an optimiser does not say that it does so itself."""
+    parameters, gradients = parameters_with_gradients()
+    before = [parameter.detach().clone() for parameter in parameters]
+    optimizer = MuonAdamW(parameters, parameters[:3], lr=0.02, fused=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    scaler.scale(torch.ones(()))
+    for parameter, gradient in zip(parameters, gradients[0], strict=True):
+        parameter.grad = gradient.clone()
+    parameters[3].grad[0, 0] = torch.inf
+    scaler.step(optimizer)
+    assert all(map(torch.equal, parameters, before))
+
+
+def test_hooks_run_once_and_groups_can_be_added():
+    parameters, gradients = parameters_with_gradients()
+    torch.optim.AdamW([nn.Parameter(torch.zeros(1))])  # hooks its own `step`
+    optimizer, calls = MuonAdamW(parameters[:3], parameters[:3], lr=0.02), []
+    optimizer.add_param_group({"params": parameters[3:]})
+    assert [group["muon"] for group in optimizer.param_groups] == [True, False]
+    optimizer.register_step_post_hook(lambda *_: calls.append(1))
+    train([optimizer], parameters, gradients)
+    assert len(calls) == len(gradients)
+
+
+def test_groups_as_other_optimisers_take_them():
+    (first, *rest), _ = parameters_with_gradients()
+    groups = [{"params": first, "momentum": 0.5}, {"params": iter(rest)}]
+    found = MuonAdamW(groups, [first, rest[0]], lr=0.1).param_groups
+    assert [(group["muon"], group["momentum"], len(group["params"])) for group in found] == [
+        (True, 0.5, 1),
+        (True, 0.95, 1),
+        (False, 0.95, 3),
+    ]
+
+
+def test_what_it_cannot_move_is_refused():
     (square, wide, *_, vector), _ = parameters_with_gradients()
     with pytest.raises(ValueError, match=r"shape \(3,\) is among `matrices`"):
         MuonAdamW([square, vector], [vector], lr=0.1)
-    with pytest.raises(ValueError, match=r"shape \(4, 9\) is not whole among `params`.*without FSDP"):
+    with pytest.raises(ValueError, match=r"shape \(4, 9\) is not among `params`"):
         MuonAdamW([square], [wide], lr=0.1)
-    args = TrainingArguments(output_dir=str(tmp_path), optim="adafactor", use_cpu=True)
-    with pytest.raises(ValueError, match="`optim` is 'adafactor' while Muon"):
-        muon_and_settings(nn.Linear(2, 2), args)
+    with pytest.raises(ValueError, match="`momentum` is 1"):
+        MuonAdamW([square], [square], momentum=1)
+    with pytest.raises(ValueError, match="saved by an optimiser without Muon"):
+        MuonAdamW([square], [square]).load_state_dict(torch.optim.AdamW([square]).state_dict())
+
+
+@pytest.mark.parametrize(
+    "model, settings, message",
+    [
+        ("llama", {"optim": "adafactor"}, "`optim` is 'adafactor' while Muon"),
+        ("llama", {"optim_args": "amsgrad=True"}, "`optim_args` are 'amsgrad=True', which Muon does not read"),
+        ("gpt2", {}, "GPT2LMHeadModel has no linear layer"),  # its layers are a convolution's
+    ],
+)
+def test_settings_that_would_have_no_effect_are_refused(tmp_path, model, settings, message):
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, **settings)
+    with pytest.raises(ValueError, match=message):
+        muon_and_settings(make(model), args)

@@ -363,7 +363,13 @@ ALPHABET = "".join(map(chr, range(32, 127)))
 
 @lru_cache  # not an attribute of a processor, all of which are saved
 def _symbol_pattern(alphabet: tuple[str, ...]) -> re.Pattern[str]:
-    return re.compile("|".join(map(re.escape, sorted(alphabet, key=len, reverse=True))) + "|.", re.DOTALL)
+    """Reads the longest symbol; `51` is not `5` and `1`, but what is in no alphabet without it."""
+
+    def whole(symbol: str) -> str:
+        before, after = (r"\b" if re.match(r"\w", symbol[end]) else "" for end in (0, -1))
+        return before + re.escape(symbol) + after
+
+    return re.compile("|".join(map(whole, sorted(alphabet, key=len, reverse=True))) + r"|\w+|.", re.DOTALL)
 
 
 class StringProcessor(LPNProcessor):
@@ -377,8 +383,8 @@ class StringProcessor(LPNProcessor):
     Args:
         max_length (`int`, defaults to 64): Longest string, in characters.
         alphabet (`str` or sequence of `str`, defaults to printable ASCII): The characters that a model knows, each once; or
-            symbols of one or more characters (`["[", "]", " ", "-1", "0", "1"]`), of which the longest that fits is read. What
-            is said of characters below is then true of symbols.
+            symbols of one or more characters (`["[", "]", " ", "-1", "0", "1"]`), of which the longest that fits is read; a
+            run of letters and digits is one symbol or none. What is said of characters below is then true of symbols.
         output_step (`int`, defaults to 8): Output grids are multiples of so many cells wide, at most `max_length`.
 
     Raises:
@@ -400,10 +406,16 @@ class StringProcessor(LPNProcessor):
     def __init__(
         self, max_length: int = 64, alphabet: str | Sequence[str] = ALPHABET, output_step: int = 8, **sizes: Any
     ):
-        alphabet = alphabet if isinstance(alphabet, str) else list(alphabet)
-        if not alphabet or "" in list(alphabet) or len(set(alphabet)) < len(alphabet):
-            twice = sorted({character for character in alphabet if alphabet.count(character) > 1})
-            raise ValueError(f"`alphabet` is {alphabet!r:.40} (twice: {twice}); give a string of different characters")
+        alphabet = list(alphabet) if isinstance(alphabet, tuple) else alphabet
+        symbols = alphabet if isinstance(alphabet, str | list) else []
+        wrong = [
+            symbol for symbol in symbols if not isinstance(symbol, str) or not symbol or symbols.count(symbol) > 1
+        ]
+        if not symbols or wrong:
+            raise ValueError(
+                f"`alphabet` is {alphabet!r:.40} (empty, twice or no text: {wrong[:4]}); give a string of different"
+                " characters, or a list of different strings"
+            )
         super().__init__(1, max_length, len(alphabet) + 1)
         for name, value in sizes.items():  # a saved processor holds them, though they follow from the others
             if getattr(self, name, None) != value:
@@ -457,8 +469,9 @@ class StringProcessor(LPNProcessor):
             )
         for position, character in enumerate(symbols):
             if character not in self.alphabet:
+                code = f" (U+{ord(character):04X})" if len(character) == 1 else ""
                 raise ValueError(
-                    f"{where}: character {position} is {character!r} (U+{ord(character):04X}), which is not in the"
+                    f"{where}: character {position} is {character!r}{code}, which is not in the"
                     " alphabet of the model; replace it, or train a model with an `alphabet` that has it"
                 )
 
@@ -487,7 +500,7 @@ class StringProcessor(LPNProcessor):
         if not isinstance(self.alphabet, str):
             known = {symbol: color for color, symbol in enumerate(self.alphabet, start=1)}
             return np.array([known.get(symbol, 0) for row in rows for symbol in row])
-        codes = np.frombuffer("".join(map(str, rows)).encode("utf-32-le", "surrogatepass"), dtype="<u4")
+        codes = np.frombuffer("".join(chain.from_iterable(rows)).encode("utf-32-le", "surrogatepass"), dtype="<u4")
         points = np.array([ord(character) for character in self.alphabet])
         order = points.argsort()
         place = order[np.searchsorted(points, codes, sorter=order).clip(max=len(points) - 1)]

@@ -102,6 +102,14 @@ def write_value(value: Value) -> str:
     return f"[{' '.join(map(str, value))}]" if isinstance(value, list) else str(value)
 
 
+def without_unread_inputs(program: Program, num_inputs: int) -> Program:
+    """The same function of the inputs that it reads, numbered anew: what says whether two programs are one."""
+    read = {argument for _, *arguments in program for argument in arguments if isinstance(argument, int)}
+    kept = [place for place in range(num_inputs + len(program)) if place >= num_inputs or place in read]
+    new = {old: place for place, old in enumerate(kept)}
+    return tuple((name, *(new.get(argument, argument) for argument in arguments)) for name, *arguments in program)
+
+
 def list_alphabet(max_value: int) -> list[str]:
     """Brackets, a space and every integer to `max_value` as a symbol: for a [`StringProcessor`]."""
     return ["[", "]", " ", *map(str, range(-max_value, max_value + 1))]
@@ -120,7 +128,7 @@ class ListTask:
             brackets and spaces.
         max_size (`int`, defaults to 4): Statements of a program at most.
         max_items (`int`, defaults to 5): Longest list of an input.
-        max_value (`int`, defaults to 50): Largest absolute value.
+        max_value (`int`, defaults to 50): Largest absolute value, 5 to 125.
         output_step (`int`, defaults to 8): See [`StringProcessor`].
         split (`str`, defaults to `"train"`): `"train"`, `"validation"` or `"test"`; their programs are disjoint.
 
@@ -141,7 +149,7 @@ class ListTask:
         require_integer("max_length", self.max_length, 16, 255)
         require_integer("max_size", self.max_size, 1)
         require_integer("max_items", self.max_items, 1)
-        require_integer("max_value", self.max_value, 5)
+        require_integer("max_value", self.max_value, 5, 125)  # symbols of a byte
         self._min_size = smallest_size(self.split, self.max_size)
         ranges = ((0, 4), (0, 9), (-9, 9), (-self.max_value, self.max_value))
         self._ranges = [(max(low, -self.max_value), min(high, self.max_value)) for low, high in ranges]
@@ -159,7 +167,7 @@ class ListTask:
                 size = dice.randint(self._min_size, self.max_size)
             kinds = ("l", "l", "ll", "li")[int(dice.random() * 4)]
             program = self._draw_program(dice, kinds, size)
-            if program is None or split_of(program, size) != self.split:
+            if program is None or split_of(without_unread_inputs(program, len(kinds)), size) != self.split:
                 continue
             for _ in range(3):
                 if pairs := self._draw_pairs(dice, program, kinds):

@@ -41,8 +41,8 @@ SYMBOLS = ["[", "]", " ", "1", "-1", "10", "\n"]
 
 @given(st.lists(st.lists(st.sampled_from(SYMBOLS), max_size=9), max_size=4), st.booleans())
 def test_symbols_of_several_characters(rows, is_output):
-    processor = StringProcessor(9, SYMBOLS, output_step=4)
-    texts = ["".join(row) for row in rows]
+    processor = StringProcessor(17, SYMBOLS, output_step=4)
+    texts = ["]".join(row) for row in rows]
     grids, shapes = processor.encode(texts, is_output)
     assert [processor.decode(grid[:, :cols]) for grid, (_, cols) in zip(grids, shapes, strict=True)] == texts
     assert [int((grid > 0).sum()) for grid in grids] == [len(processor.split(text)) for text in texts]
@@ -50,11 +50,14 @@ def test_symbols_of_several_characters(rows, is_output):
 
 def test_the_longest_symbol_is_read_and_what_is_none_is_named(tmp_path):
     processor = StringProcessor(6, SYMBOLS, output_step=1)
-    assert processor.split("[10 -1x") == ["[", "10", " ", "-1", "x"]
+    assert processor.split("[10 -1!") == ["[", "10", " ", "-1", "!"]
+    assert processor.split("101 -10 1-1") == ["101", " ", "-", "10", " ", "1", "-1"]  # a number is read whole
     assert processor.encode(["10 -1", "-x"])[0][:, 0].tolist() == [[6, 3, 5], [0, 0, 0]]
     task = {"train": [{"input": "[10]", "output": "[10 2]"}], "test": []}
     with pytest.raises(ValueError, match=r"train pair 0, `output`: character 3 is '2' \(U\+0032\)"):
         processor(task)
+    with pytest.raises(ValueError, match="`output`: character 0 is '101', which is not in the alphabet"):
+        processor({"train": [{"input": "[10]", "output": "101"}], "test": []})
     with pytest.raises(ValueError, match="has 7 characters, more than 6"):
         processor({"train": [{"input": "[10 10]1 ", "output": "1"}], "test": []})
     processor.save_pretrained(tmp_path)
@@ -121,7 +124,9 @@ def test_wrong_tasks(change, message):
     ("arguments", "message"),
     [
         ({"alphabet": "abca"}, "`alphabet` is 'abca' .*'a'"),
-        ({"alphabet": ["a", ""]}, "give a string of different characters"),
+        ({"alphabet": ["a", ""]}, r"no text: \[''\]"),
+        ({"alphabet": ["a", 1]}, r"no text: \[1\]"),
+        ({"alphabet": {"a", "b"}}, "give a string of different characters, or a list"),
         ({"alphabet": ""}, "give a string of different characters"),
         ({"max_length": 0}, "`max_cols` is 0|`max_length` is 0"),
         ({"output_step": 0}, "`output_step` is 0"),

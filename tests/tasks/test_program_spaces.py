@@ -123,11 +123,21 @@ def read_value(text):
 @given(st.integers(0, 2**32), st.sampled_from(strings.SPLITS))
 def test_list_tasks_are_what_their_programs_compute(seed, split):
     program, inputs, outputs = ListTask(4, split=split).draw(random.Random(seed))
-    assert split_of(program, len(program)) == split
+    num_inputs = len(lists.read_values(inputs[0]))
+    assert split_of(lists.without_unread_inputs(program, num_inputs), len(program)) == split
     for text, output in zip(inputs, outputs, strict=True):
         first, closed, rest = text.partition("]")
         values = [read_value(first + closed)] + ([read_value(rest.strip())] if rest else [])
         assert lists.write_value(lists.run_program(program, values)) == output
+
+
+def test_an_input_that_is_not_read_makes_no_other_program():
+    alone = (("count", ">0", 0), ("drop", 1, 0))
+    assert lists.without_unread_inputs(alone, 1) == alone
+    assert lists.without_unread_inputs((("count", ">0", 0), ("drop", 2, 0)), 2) == alone
+    assert lists.without_unread_inputs((("count", ">0", 1), ("drop", 2, 1)), 2) == alone
+    both = (("zip", "+", 0, 1), ("take", 0, 2))
+    assert lists.without_unread_inputs(both, 2) == both
 
 
 def naive_rule(values, rule):
@@ -229,6 +239,7 @@ def test_rows_of_string_tasks_hold_strings():
         (lambda: StringTask(split="dev"), "`split` is 'dev'; give one of train, validation, test"),
         (lambda: StringTask(max_size=1, split="test"), "`split` is 'test' and `max_size` is 1, but programs of one"),
         (lambda: ListTask(max_value=1), "`max_value` is 1"),
+        (lambda: ListTask(max_value=126), "`max_value` is 126"),
         (lambda: ListTask(split=None), "`split` is None"),
         (lambda: SequenceTask(length=1), "`length` is 1"),
         (lambda: SequenceTask(min_rules=4, max_rules=3), "`max_rules` is 3; give an integer of at least 4"),
