@@ -11,7 +11,7 @@ import yaml
 from cases_codegen2 import tokenizer_config
 from huggingface_hub import ModelCard, parse_eval_result_entries
 
-from modeling_lpn import CodeGen2ForCausalLM, LPNConfig, LPNModel, LPNProcessor
+from modeling_lpn import CodeGen2ForCausalLM, LPNConfig, LPNModel, LPNProcessor, StringProcessor, hub
 from modeling_lpn.cards import CardFacts, count_parameters, duration, render_card
 from modeling_lpn.hub import PUBLISHED, assemble, check_files, publish, verify
 
@@ -395,3 +395,15 @@ def test_parameters_and_facts_are_read_from_the_files(lpn, tmp_path):
         CardFacts.read(tmp_path, datasets="me/x")
     with pytest.raises(ValueError, match="no config.json"):
         render_card(tmp_path, "me/x")
+
+
+@pytest.mark.parametrize(
+    "processor",
+    [LPNProcessor(2, 3), StringProcessor(8, "ab"), StringProcessor(8, "a"), StringProcessor(8, ["[", "10", "]"])],
+    ids=["grids", "characters", "one character", "symbols"],
+)
+def test_what_a_reloaded_model_is_asked_is_what_its_processor_reads(tmp_path, processor):
+    sizes = {name: getattr(processor, name) for name in ("max_rows", "max_cols", "vocab_size")}
+    LPNModel(LPNConfig(encoder_num_layers=1, decoder_num_layers=1, **sizes)).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    assert processor(hub._request(tmp_path)["inputs"]["task"])["pair_mask"].tolist() == [[True, True]]
