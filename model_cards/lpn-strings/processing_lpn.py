@@ -13,7 +13,9 @@
 # limitations under the License.
 """ARC-style tasks to padded tensors and predictions back to grids: the one place for grid validation and padding."""
 
+import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from itertools import chain
 from types import SimpleNamespace
 from typing import Any
@@ -359,6 +361,17 @@ class LPNProcessor(ProcessorMixin):
 ALPHABET = "".join(map(chr, range(32, 127)))
 
 
+@lru_cache  # not an attribute of a processor, all of which are saved
+def _symbol_pattern(alphabet: tuple[str, ...]) -> re.Pattern[str]:
+    """Reads the longest symbol; `51` is not `5` and `1`, but what is in no alphabet without it."""
+
+    def whole(symbol: str) -> str:
+        before, after = (r"\b" if re.match(r"\w", symbol[end]) else "" for end in (0, -1))
+        return before + re.escape(symbol) + after
+
+    return re.compile("|".join(map(whole, sorted(alphabet, key=len, reverse=True))) + r"|\w+|.", re.DOTALL)
+
+
 class StringProcessor(LPNProcessor):
     """
     Turns tasks made of strings into the tensors of [`LPNModel`] and its predictions back into strings. A string is a grid
@@ -369,11 +382,14 @@ class StringProcessor(LPNProcessor):
 
     Args:
         max_length (`int`, defaults to 64): Longest string, in characters.
-        alphabet (`str`, defaults to printable ASCII): The characters that a model knows, each once.
+        alphabet (`str` or sequence of `str`, defaults to printable ASCII): The characters that a model knows, each once; or
+            symbols of one or more characters (`["[", "]", " ", "-1", "0", "1"]`), of which the longest that fits is read; a
+            run of letters and digits is one symbol or none. What is said of characters below is then true of symbols.
         output_step (`int`, defaults to 8): Output grids are multiples of so many cells wide, at most `max_length`.
 
     Raises:
-        `ValueError`: a size is not an integer of at least 1, or the alphabet is empty or holds a character twice.
+        `ValueError`: a size is not an integer of at least 1, or the alphabet is empty, holds a character twice, or holds an
+            empty symbol.
 
     Example:
 
@@ -387,10 +403,19 @@ class StringProcessor(LPNProcessor):
     ```
     """
 
-    def __init__(self, max_length: int = 64, alphabet: str = ALPHABET, output_step: int = 8, **sizes: Any):
-        if not isinstance(alphabet, str) or not alphabet or len(set(alphabet)) < len(alphabet):
-            twice = sorted({character for character in alphabet if alphabet.count(character) > 1})
-            raise ValueError(f"`alphabet` is {alphabet!r:.40} (twice: {twice}); give a string of different characters")
+    def __init__(
+        self, max_length: int = 64, alphabet: str | Sequence[str] = ALPHABET, output_step: int = 8, **sizes: Any
+    ):
+        alphabet = list(alphabet) if isinstance(alphabet, tuple) else alphabet
+        symbols = alphabet if isinstance(alphabet, str | list) else []
+        wrong = [
+            symbol for symbol in symbols if not isinstance(symbol, str) or not symbol or symbols.count(symbol) > 1
+        ]
+        if not symbols or wrong:
+            raise ValueError(
+                f"`alphabet` is {alphabet!r:.40} (empty, twice or no text: {wrong[:4]}); give a string of different"
+                " characters, or a list of different strings"
+            )
         super().__init__(1, max_length, len(alphabet) + 1)
         for name, value in sizes.items():  # a saved processor holds them, though they follow from the others
             if getattr(self, name, None) != value:
@@ -398,6 +423,12 @@ class StringProcessor(LPNProcessor):
         if isinstance(output_step, bool) or not isinstance(output_step, int) or output_step < 1:
             raise ValueError(f"`output_step` is {output_step!r}; it counts cells, give an integer of at least 1")
         self.max_length, self.alphabet, self.output_step = max_length, alphabet, output_step
+
+    def split(self, text: str) -> Sequence[str]:
+        """The characters of a string, or its symbols and what is none."""
+        if isinstance(self.alphabet, str):
+            return text
+        return _symbol_pattern(tuple(self.alphabet)).findall(text)
 
     def validate_task(self, task: Any, task_id: str | None = None, require_test: bool = True) -> dict[str, Any]:
         """Checks a task of strings and returns its grids, see [`validate_task`].
@@ -430,15 +461,17 @@ class StringProcessor(LPNProcessor):
     def _check_string(self, text: Any, where: str) -> None:
         if not isinstance(text, str):
             raise ValueError(f"{where}: is a {type(text).__name__} ({text!r:.40}), not a string; write it as text")
-        if len(text) > self.max_length:
+        symbols = self.split(text)
+        if len(symbols) > self.max_length:
             raise ValueError(
-                f"{where}: has {len(text)} characters, more than {self.max_length}; shorten it, or use a model and"
+                f"{where}: has {len(symbols)} characters, more than {self.max_length}; shorten it, or use a model and"
                 " processor with a larger `max_length`"
             )
-        for position, character in enumerate(text):
+        for position, character in enumerate(symbols):
             if character not in self.alphabet:
+                code = f" (U+{ord(character):04X})" if len(character) == 1 else ""
                 raise ValueError(
-                    f"{where}: character {position} is {character!r} (U+{ord(character):04X}), which is not in the"
+                    f"{where}: character {position} is {character!r}{code}, which is not in the"
                     " alphabet of the model; replace it, or train a model with an `alphabet` that has it"
                 )
 
@@ -453,17 +486,21 @@ class StringProcessor(LPNProcessor):
         Returns:
             `(count, 1, cols)` grids, uint8 where the alphabet has less than 256 characters, and `(count, 2)` int64 shapes.
         """
-        lengths = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
+        rows = [self.split(text) for text in texts]
+        lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
         step = self.output_step if is_output else 1
         widths = np.minimum(-(-np.maximum(lengths, 1) // step) * step, self.max_length)
         cells = np.zeros(
             (len(texts), 1, int(widths.max(initial=1))), dtype=np.uint8 if self.vocab_size <= 256 else int
         )
-        codes = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), dtype="<u4")
-        cells[np.arange(cells.shape[2]) < lengths[:, None, None]] = self._colors(codes)
+        cells[np.arange(cells.shape[2]) < lengths[:, None, None]] = self._colors(rows)
         return cells, np.stack([np.ones_like(widths), widths], axis=1)
 
-    def _colors(self, codes: np.ndarray) -> np.ndarray:
+    def _colors(self, rows: list[Sequence[str]]) -> np.ndarray:
+        if not isinstance(self.alphabet, str):
+            known = {symbol: color for color, symbol in enumerate(self.alphabet, start=1)}
+            return np.array([known.get(symbol, 0) for row in rows for symbol in row])
+        codes = np.frombuffer("".join(chain.from_iterable(rows)).encode("utf-32-le", "surrogatepass"), dtype="<u4")
         points = np.array([ord(character) for character in self.alphabet])
         order = points.argsort()
         place = order[np.searchsorted(points, codes, sorter=order).clip(max=len(points) - 1)]
