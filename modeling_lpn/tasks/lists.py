@@ -110,6 +110,11 @@ def without_unread_inputs(program: Program, num_inputs: int) -> Program:
     return tuple((name, *(new.get(argument, argument) for argument in arguments)) for name, *arguments in program)
 
 
+def count_symbols(value: Value) -> int:
+    """How many symbols of [`list_alphabet`] write a value: `[1 -3]` is five."""
+    return max(2, 2 * len(value) + 1) if isinstance(value, list) else 1
+
+
 def list_alphabet(max_value: int) -> list[str]:
     """Brackets, a space and every integer to `max_value` as a symbol: for a [`StringProcessor`]."""
     return ["[", "]", " ", *map(str, range(-max_value, max_value + 1))]
@@ -223,7 +228,10 @@ class ListTask:
             return None
         inputs = [" ".join([write_value(value) for value in given]) for given in drawn]
         outputs = [write_value(value) for value in values]
-        lengths = [len(self.processor.split(text)) for text in inputs + outputs]
+        # Symbols of a text: an integer or a bracket, and the space between two.
+        lengths = [sum(map(count_symbols, given)) + len(given) - 1 for given in drawn] + list(
+            map(count_symbols, values)
+        )
         good = max(lengths) <= self.max_length and outputs != inputs and len(set(outputs)) > 1
         return (inputs, outputs) if good else None
 

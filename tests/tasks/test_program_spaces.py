@@ -121,10 +121,14 @@ def read_value(text):
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 2**32), st.sampled_from(strings.SPLITS))
-def test_list_tasks_are_what_their_programs_compute(seed, split):
-    program, inputs, outputs = ListTask(4, split=split).draw(random.Random(seed))
+def test_list_tasks_are_what_their_programs_compute(seed, name):
+    program, inputs, outputs = ListTask(4, split=name).draw(random.Random(seed))
     num_inputs = len(lists.read_values(inputs[0]))
-    assert split_of(lists.without_unread_inputs(program, num_inputs), len(program)) == split
+    split = ListTask().processor.split
+    assert [len(split(text)) for text in outputs] == [
+        lists.count_symbols(lists.read_values(text)[0]) for text in outputs
+    ]
+    assert split_of(lists.without_unread_inputs(program, num_inputs), len(program)) == name
     for text, output in zip(inputs, outputs, strict=True):
         first, closed, rest = text.partition("]")
         values = [read_value(first + closed)] + ([read_value(rest.strip())] if rest else [])
