@@ -6,7 +6,7 @@ commits of this repository, with the same weights and tasks.
     python recipes/benchmarks/lpn.py --against af82e78 --shapes quickstart pattern --output outputs/against.json
     python recipes/benchmarks/lpn.py --no-plain --blind-input --shapes quickstart --output outputs/blind_input.json
 
-Shapes: `quickstart` (4x4 grids); `pattern`, Table 13 on 10x10 grids; `re_arc_16` and `re_arc_30`, the model of re_arc_small.yaml
+Shapes: `quickstart` (5x5 grids); `pattern`, Table 13 on 10x10 grids; `re_arc_16` and `re_arc_30`, the model of re_arc_small.yaml
 on grids of that side, `re_arc_mixed` on sides from 3 to 16; `arc`, the 44.6M-parameter model of Table 16 on sides from 5 to 20,
 `arc_30` on full grids.
 
@@ -44,7 +44,7 @@ from modeling_lpn.runs import use_cpu_cores, write_results
 ROOT = Path(__file__).resolve().parents[2]
 SHAPES = {
     # recipe, sides of the grids, pairs of a task, tasks in a training step, in a search step and a generation
-    "quickstart": ("quickstart.yaml", (4, 4), 3, 32, 32),
+    "quickstart": ("quickstart.yaml", (5, 5), 3, 32, 32),
     "pattern": ("pattern.yaml", (10, 10), 4, 32, 16),
     "re_arc_16": ("re_arc_small.yaml", (16, 16), 3, 2, 2),
     "re_arc_mixed": ("re_arc_small.yaml", (3, 16), 3, 4, 4),
