@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ..optional import require
 
 
@@ -41,6 +43,7 @@ ARC_PALETTE = (
 INK, MUTED, FRAME = "#1F2933", "#6B7785", "#9AA5B1"
 RIGHT, WRONG = "#1B8A3A", "#C8102E"
 SERIES = ("#2F6DB5", "#D9772B", "#1B8A3A", "#8E44AD", "#6B7785")
+LEAST_NATS, MOST_NATS = 1e-6, 1e6  # what a map tells apart
 PANEL = 1.75  # inches, side of the square that one grid gets
 
 
@@ -362,14 +365,24 @@ def plot_latent_map(
         labels (`tuple[str, str]`): of the two axes.
 
     Returns:
-        `matplotlib.figure.Figure`: a heat map with each path, its start as a circle and its end as a star.
+        `matplotlib.figure.Figure`: a heat map of the negative log-likelihood on a logarithmic scale, with each path, its start
+        as a circle and its end as a star.
     """
     figure = _new_figure(6.6, 5.4)
     import matplotlib.patheffects as effects
+    from matplotlib.colors import LogNorm
 
     axes = figure.subplots()
+    # The corners of a map are thousands of nats away, a path moves within the last one: colours are of orders of magnitude.
+    missing = np.clip(-np.asarray(log_probs, dtype=float), LEAST_NATS, MOST_NATS)
     image = axes.imshow(
-        log_probs, extent=extent, origin="lower", cmap="viridis", aspect="auto", interpolation="bilinear"
+        missing,
+        extent=extent,
+        origin="lower",
+        cmap="viridis_r",
+        norm=LogNorm(missing.min(), max(missing.max(), 10 * missing.min())),
+        aspect="auto",
+        interpolation="bilinear",
     )
     outline = [effects.Stroke(linewidth=3.2, foreground="black"), effects.Normal()]
     for index, path in enumerate(paths):
@@ -384,7 +397,8 @@ def plot_latent_map(
     _style(axes, *labels, title)
     axes.grid(False)
     bar = figure.colorbar(image, ax=axes, pad=0.02)
-    bar.set_label("log-likelihood of the demonstrations (nats)", fontsize=9, color=INK)
+    bar.ax.invert_yaxis()  # what explains the demonstrations is bright and on top
+    bar.set_label("negative log-likelihood of the demonstrations (nats)", fontsize=9, color=INK)
     bar.ax.tick_params(labelsize=8, colors=MUTED)
     bar.outline.set_visible(False)
     if paths:

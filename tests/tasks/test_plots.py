@@ -155,6 +155,13 @@ def test_latent_map_has_the_path_on_it(tmp_path):
     plots.save_figure(figure, tmp_path / "map.png")
 
 
+def test_latent_map_tells_orders_of_magnitude_apart():
+    log_probs = -np.array([[0.0, 1e-3, 0.1], [10.0, 1e3, np.inf]])
+    image = plots.plot_latent_map(log_probs, (-1, 1, -1, 1)).axes[0].images[0]
+    shares = image.norm(image.get_array()).flatten()
+    assert (np.diff(shares) > 0.1).all() and shares[0] == 0 and shares[-1] == 1
+
+
 def test_a_missing_matplotlib_is_named():
     code = (
         "import sys\nsys.modules['matplotlib'] = None\nfrom modeling_lpn.tasks import plots\n"
