@@ -68,7 +68,7 @@ class EvaluationArguments:
     tasks: str = option("pattern", "A source like arcagi:evaluation, a file, a folder, or a task generator.")
     solutions: str | None = option(None, "Solutions file of an ARC Prize challenges file.")
     num_tasks: int | None = option(None, "Only the first so many tasks (of a generator: 200).")
-    budgets: list[int] = option([0, 1, 5, 20, 100], "Gradient steps, or samples of a random search.")
+    budgets: list[int] = option([0, 1, 5, 20, 100], "Gradient steps, or samples of a random or evolutionary search.")
     output_dir: str = option("outputs/evaluation", "Where the results go.")
     batch_size: int = option(32, "Tasks solved at a time.")
     seed: int = option(1_000_000, "Seed of generated tasks and of the search.")

@@ -48,7 +48,7 @@ class EvaluationArguments:
     split: str = option("test", "Programs of the generators: test (unseen) or train (seen, with other inputs).")
     num_tasks: int = option(200, "The first so many tasks of each.")
     num_examples: list[int] = option([3], "Demonstrations of a generated task; baselines get the largest number.")
-    budgets: list[int] = option([0, 1, 5, 20, 100], "Gradient steps, or samples of a random search.")
+    budgets: list[int] = option([0, 1, 5, 20, 100], "Gradient steps, or samples of a random or evolutionary search.")
     searches: list[str] = option(
         [],
         "Searches to compare at one budget, settings by commas: method=random,std=0.5 num_samples=3 rank_by=leave_one_out",

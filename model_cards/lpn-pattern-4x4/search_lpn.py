@@ -39,7 +39,7 @@ CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
     "init": {"encoder": (), "prior": ()},
     "rank_by": {"fit": (), "leave_one_out": ()},
 }
-LEAST = {"num_steps": 0, "num_samples": 0, "max_evaluations": 1, "chunk_size": 1}
+LEAST = {"num_steps": 0, "num_samples": 0, "population_size": 2, "max_evaluations": 1, "chunk_size": 1}
 POSITIVE = ("std", "lr", "max_grad_norm", "lr_schedule_exponent")
 NOT_NEGATIVE = ("prior_weight",)
 BELOW_ONE = ("beta1", "beta2", "momentum")
@@ -61,13 +61,14 @@ class SearchConfig:
     a model; a keyword of `model.generate` or `model.search` overrides one of them.
 
     Args:
-        method (`str`, defaults to `"gradient"`): A key of `SEARCH_METHODS`: `"mean"`, `"first"`, `"all"`, `"random"` or
-            `"gradient"`.
+        method (`str`, defaults to `"gradient"`): A key of `SEARCH_METHODS`: `"mean"`, `"first"`, `"all"`, `"random"`,
+            `"evolution"` or `"gradient"`.
         num_steps (`int`, defaults to 100): Gradient steps from every start.
-        num_samples (`int`, defaults to 100 for `"random"` and 0 for `"gradient"`):
-            Random candidates `start + std * noise`: all that `"random"` tries beside the starts; further starts for
-            `"gradient"` (always around the mean there).
-        std (`float`, defaults to 1.0): Standard deviation of those samples.
+        num_samples (`int`, defaults to 100 for `"random"` and `"evolution"` and 0 for `"gradient"`):
+            Random candidates: all that `"random"` and `"evolution"` try beside the starts; further starts for `"gradient"`
+            (always around the mean there).
+        std (`float`, defaults to 1.0): Standard deviation of those samples around a start, of `"evolution"` at first.
+        population_size (`int`, defaults to 16): Samples of one generation of `"evolution"`.
         lr (`float`, defaults to 0.1): Step size of the gradient ascent.
         optimizer (`str`, defaults to `"adam"`):
             `"adam"` or `"sgd"`. Adam adds 1e-8 both inside the square root and outside, as the published code does.
@@ -126,6 +127,7 @@ class SearchConfig:
     num_steps: int = 100
     num_samples: int = 0
     std: float = 1.0
+    population_size: int = 16
     lr: float = 0.1
     optimizer: str = "adam"
     beta1: float = 0.9
@@ -507,6 +509,87 @@ def random_search(problem: SearchProblem, config: SearchConfig) -> SearchOutput:
     return rank_visited(candidates.unsqueeze(2), log_probs.unsqueeze(2), counted.unsqueeze(2))
 
 
+class _Population:
+    """
+    The normal distribution that each task's generation is drawn from, as separable CMA-ES (Ros and Hansen, 2008) adapts it,
+    with the constants of Hansen's tutorial (arXiv 1604.00772, table 1): mean `(batch, 1, latent_dim)`, step size `(batch, 1,
+    1)`, and variances of each dimension, so that a step costs nothing beside the decoder.
+    """
+
+    def __init__(self, mean: torch.Tensor, std: float, size: int):
+        dim, parents = mean.shape[-1], size // 2
+        weights = [math.log((size + 1) / 2) - math.log(rank) for rank in range(1, parents + 1)]
+        self.weights = (mean.new_tensor(weights) / sum(weights)).view(1, -1, 1)  # of the parents, best first
+        self.mass = mass = sum(weights) ** 2 / sum(
+            weight**2 for weight in weights
+        )  # parents, if they had equal weights
+        self.step_decay = (mass + 2) / (dim + mass + 5)
+        self.damping = 1 + 2 * max(0.0, math.sqrt(max(0.0, mass - 1) / (dim + 1)) - 1) + self.step_decay
+        self.path_decay = (4 + mass / dim) / (dim + 4 + 2 * mass / dim)
+        rate_of_path = 2 / ((dim + 1.3) ** 2 + mass)
+        rate_of_parents = min(1 - rate_of_path, 2 * (mass - 2 + 1 / mass) / ((dim + 2) ** 2 + mass))
+        faster = (dim + 2) / 3  # than with all covariances: there are fewer variances to learn
+        self.rate_of_path = min(1.0, faster * rate_of_path)
+        self.rate_of_parents = min(1 - self.rate_of_path, faster * rate_of_parents)
+        self.expected_norm = math.sqrt(dim) * (1 - 1 / (4 * dim) + 1 / (21 * dim**2))  # of a standard normal vector
+        self.mean, self.step = mean, torch.full_like(mean[..., :1], std)
+        self.variance = torch.ones_like(mean)
+        self.step_path, self.path, self.generation = torch.zeros_like(mean), torch.zeros_like(mean), 0
+
+    def sample(self, noise: torch.Tensor) -> torch.Tensor:
+        return self.mean + self.step * self.variance.sqrt() * noise
+
+    def select(self, noise: torch.Tensor, values: torch.Tensor) -> None:
+        """Moves to the better half: noise `(batch or 1, size, latent_dim)` of samples with the values `(batch, size)`."""
+        values = torch.where(values.isfinite(), values, -torch.inf)
+        best = values.argsort(dim=1, descending=True, stable=True)[:, : self.weights.shape[1], None]
+        parents = noise.expand(len(values), -1, -1).gather(1, best.expand(-1, -1, noise.shape[-1]))
+        moved, scale = (self.weights * parents).sum(1, keepdim=True), self.variance.sqrt()
+        self.generation += 1
+        self.mean = self.mean + self.step * scale * moved
+        share = self.step_decay
+        self.step_path = (1 - share) * self.step_path + math.sqrt(share * (2 - share) * self.mass) * moved
+        length = self.step_path.norm(dim=-1, keepdim=True) / self.expected_norm
+        # A path that the step size is far too small for says nothing about the variances.
+        usual = math.sqrt(1 - (1 - share) ** (2 * self.generation)) * (1.4 + 2 / (moved.shape[-1] + 1))
+        share = self.path_decay
+        along = torch.where(length < usual, math.sqrt(share * (2 - share) * self.mass), 0.0) * scale * moved
+        self.path = (1 - share) * self.path + along
+        of_parents = self.variance * (self.weights * parents.square()).sum(1, keepdim=True)
+        kept = 1 - self.rate_of_path - self.rate_of_parents
+        self.variance = (
+            kept * self.variance + self.rate_of_path * self.path.square() + self.rate_of_parents * of_parents
+        )
+        self.step = self.step * (self.step_decay / self.damping * (length - 1)).exp()
+
+
+def evolution_search(problem: SearchProblem, config: SearchConfig) -> SearchOutput:
+    """
+    Evolution strategy from the best start, without gradients: generations of `population_size` samples, each from a normal
+    distribution that moved towards the better half of those before, see [`_Population`]. The last generation may be smaller.
+    """
+    starts, start_mask, noise = problem.starts, problem.start_mask, problem.noise
+    with torch.no_grad():
+        values = [_evaluate(problem.log_prob, starts, config.chunk_size)]
+        usable = torch.where(start_mask & values[0].isfinite(), values[0], -torch.inf)
+        best = usable.argmax(1)[:, None, None].expand(-1, 1, starts.shape[-1])
+        origin = starts.detach().gather(1, best)
+        population, visited = _Population(origin.float(), config.std, config.population_size), [starts.detach()]
+        for first in range(0, noise.shape[1], config.population_size):
+            part = noise[:, first : first + config.population_size].float()
+            visited.append(population.sample(part).to(starts))
+            values.append(_evaluate(problem.log_prob, visited[-1], config.chunk_size))
+            if part.shape[1] == config.population_size:
+                population.select(part, values[-1])
+    latents = torch.cat(visited, 1)
+    if starts.requires_grad:  # what is found moves with its start, as if the search had added a constant
+        moved = latents[:, starts.shape[1] :] - origin
+        latents = torch.cat([starts, starts.gather(1, best) + moved], 1)
+    sampled = torch.arange(noise.shape[1], device=starts.device) < _affordable(problem)
+    counted = torch.cat([start_mask, sampled], 1)
+    return rank_visited(latents.unsqueeze(2), torch.cat(values, 1).unsqueeze(2), counted.unsqueeze(2))
+
+
 def gradient_search(problem: SearchProblem, config: SearchConfig) -> SearchOutput:
     """
     Gradient ascent on the log-likelihood from every start (paper, algorithm 2). The best of *all* visited latents is
@@ -595,6 +678,12 @@ SEARCH_METHODS: dict[str, SearchMethod] = {
         starts_only, _ALWAYS_READ | {"max_evaluations", "prior_weight"}, starts="pairs", in_training="every"
     ),
     "random": SearchMethod(random_search, _READ_BY_SEARCH, budget="num_samples", defaults={"num_samples": 100}),
+    "evolution": SearchMethod(
+        evolution_search,
+        _READ_BY_SEARCH | {"population_size"},
+        budget="num_samples",
+        defaults={"num_samples": 100},
+    ),
     "gradient": SearchMethod(
         gradient_search,
         _READ_BY_SEARCH | _READ_BY_ASCENT | {"optimizer", "beta1", "beta2", "momentum"},

@@ -12,14 +12,14 @@ import torch
 
 from ..lpn.modeling_lpn import LPNModel
 from ..lpn.processing_lpn import LPNProcessor
-from ..lpn.search_lpn import SearchConfig, SearchOutput, rank_visited, search_latents
+from ..lpn.search_lpn import SEARCH_METHODS, SearchConfig, SearchOutput, rank_visited, search_latents
 
 
 MAX_JSON = 2**20  # bytes of a task
 MAX_STEPS = 300
 MAX_SECONDS = 60.0
-RANDOM_CHUNK = 10  # samples between two looks at a random search
-WORKABLE = ("gradient", "random")
+SAMPLES = 10  # between two looks at a search that takes no steps
+WORKABLE = ("gradient", "random", "evolution")
 RANKINGS = ("fit", "leave_one_out")
 
 
@@ -107,8 +107,9 @@ def search_settings(model: LPNModel, method: str, num_steps: int, rank_by: str =
         raise ValueError(f"The budget is {num_steps}; this demo allows 0 to {MAX_STEPS}.")
     saved = SearchConfig.of(model.config.search)
     settings: dict[str, Any] = {"method": method, "rank_by": rank_by}
-    settings |= {"num_samples" if method == "random" else "num_steps": num_steps}
-    return saved.override(**settings, chunk_size=RANDOM_CHUNK if method == "random" else None)
+    spec = SEARCH_METHODS[method]
+    settings |= {spec.budget: num_steps, "chunk_size": None if spec.follows_path else SAMPLES}
+    return saved.override(**settings)
 
 
 def watch_search(

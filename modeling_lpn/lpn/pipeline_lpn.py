@@ -47,7 +47,7 @@ class ProgramInductionPipeline(Pipeline):
     - `num_evaluations` (`int`): the decoder evaluations that the search spent on this task.
 
     Args, all of them optional and given to the pipeline or to a call:
-        budget (`int`): Gradient steps, or samples of a random search.
+        budget (`int`): Gradient steps, or samples of a random or evolutionary search.
         num_candidates (`int`, defaults to 2): Grids for each test input; ARC-AGI allows two.
         seed (`int`, defaults to 0): Seed of the random numbers of a search, the same for every task.
         batch_size (`int`, defaults to 1): Tasks of a list that are searched together; results stay the same.

@@ -91,7 +91,7 @@ def test_what_is_refused(infer):
             read_json_task(text, infer.processor)
     with pytest.raises(ValueError, match="The budget is 301; this demo allows 0 to 300"):
         search_settings(infer.model, "gradient", 301)
-    with pytest.raises(ValueError, match="The method is 'all'; known here: gradient, random"):
+    with pytest.raises(ValueError, match="The method is 'all'; known here: gradient, random, evolution"):
         search_settings(infer.model, "all", 3)
 
 

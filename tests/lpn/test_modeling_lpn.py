@@ -14,6 +14,7 @@ from transformers.utils.logging import warning_once
 from modeling_lpn import LPNConfig, LPNModel, SearchConfig
 from modeling_lpn.lpn import modeling_lpn, transformer_lpn
 from modeling_lpn.lpn.plan_lpn import GridPlan, group_pairs
+from modeling_lpn.lpn.search_lpn import SEARCH_METHODS
 from modeling_lpn.lpn.transformer_lpn import GridExtent
 from recipes.benchmarks.naive_lpn import NaiveLPN
 
@@ -342,6 +343,7 @@ SEARCHES = {
     "first": SearchConfig(method="first"),
     "all": SearchConfig(method="all"),
     "random": SearchConfig(method="random", num_samples=7, starts="mean+pairs"),
+    "evolution": SearchConfig(method="evolution", num_samples=10, population_size=4, starts="mean+pairs"),
     "gradient": SearchConfig(num_steps=3, starts="mean+pairs", num_samples=2),
     "gradient_pairs": SearchConfig(num_steps=4, starts="pairs", max_evaluations=7, lr_schedule="cosine"),
     "prior": SearchConfig(num_steps=2, starts="pairs", init="prior"),
@@ -379,6 +381,14 @@ def test_task_does_not_depend_on_batch_mates_or_padding(name, kind):
         assert torch.equal(single.output_grids[0, :, 0], together.output_grids[task, :, 0])
 
 
+@pytest.mark.parametrize("method", [name for name in SEARCH_METHODS if SEARCH_METHODS[name].budget])
+def test_a_search_without_budget_scores_its_start(method):
+    model, (demonstrations, _) = make_model(), make_tasks(batch=2)
+    found = model.search(*demonstrations, search_config=SearchConfig(method=method).at_budget(0))
+    start = model.search(*demonstrations, search_config=SearchConfig(method="mean"))
+    assert close(found.log_probs, start.log_probs) and found.num_evaluations.tolist() == [1, 1]
+
+
 def test_loss_does_not_depend_on_padding_or_canvas():
     model, (demonstrations, _) = make_model(), make_tasks(batch=3, num_pairs=4)
     mask = torch.ones(3, 4, dtype=torch.bool)
@@ -396,12 +406,16 @@ def test_loss_does_not_depend_on_padding_or_canvas():
     assert close(model(bigger, outputs, input_shapes, output_shapes, mask).loss, together.loss)
 
 
-@pytest.mark.parametrize("method", ["mean", "all", "random", "gradient"])
+@pytest.mark.parametrize("method", ["mean", "all", "random", "evolution", "gradient"])
 def test_accumulation_equals_batch(method):
     """Four micro-batches of one task, each divided by four, give the gradient of the batch of four."""
     model, (demonstrations, _) = make_model(pairwise_kl_weight=0.1), make_tasks(batch=4)
     noise = torch.randn(4, 4, 8)
-    settings = {"random": {"num_samples": 3}, "gradient": {"num_steps": 2, "num_samples": 3}}
+    settings = {
+        "random": {"num_samples": 3},
+        "evolution": {"num_samples": 3, "population_size": 2},
+        "gradient": {"num_steps": 2, "num_samples": 3},
+    }
     search = SearchConfig(method=method, **settings.get(method, {}))
     search_noise = torch.randn(4, 4, 3, 8)
     arguments = {"search_config": search, "sample_latents": True}

@@ -132,6 +132,30 @@ class TestEveryMethod:
         assert (found.log_probs.isfinite().sum(1) == found.num_evaluations - found.num_nonfinite).all()
 
 
+def test_evolution_reaches_the_maximum_of_an_uneven_surface():
+    """Where dimensions count differently, which random samples around the start never learn."""
+    weights = torch.logspace(-1, 1, 6)
+
+    def log_prob(latents):
+        return -(weights * (latents - TARGETS).square()).sum(-1)
+
+    found = run(config_of("evolution", num_samples=1200, starts="mean", std=0.5), log_prob=log_prob)
+    sampled = run(config_of("random", num_samples=1200, starts="mean", std=0.5), log_prob=log_prob)
+    assert (found.log_probs[:, 0] > -1e-3).all() and (sampled.log_probs[:, 0] < -0.1).all()
+    origin = run(config_of("evolution", num_samples=0)).latents[:, 0]
+    assert torch.equal(origin, run(config_of("random", num_samples=0)).latents[:, 0])
+
+
+def test_what_evolution_finds_moves_with_its_start():
+    latents = LATENTS.clone().requires_grad_()
+    config = config_of("evolution", num_samples=40, starts="mean")
+    found = search_latents(Counter(), latents, MASK, config, torch.Generator().manual_seed(0))
+    (gradient,) = torch.autograd.grad(found.latents[:, 0].sum(), latents)
+    expected = MASK / MASK.sum(1, keepdim=True)
+    assert torch.allclose(gradient, expected.unsqueeze(-1).expand_as(gradient))
+    assert torch.allclose(found.latents.detach(), run(config).latents, atol=1e-5)
+
+
 def test_gradient_search_reaches_the_maximum_and_random_search_improves():
     found = run(config_of("gradient", num_steps=300, lr=0.05, starts="mean"))
     assert (found.log_probs[:, 0] > -0.05).all()
