@@ -38,6 +38,7 @@ from modeling_lpn.runs import (
     end_together,
     load_pretrained,
     peak_memory,
+    prepare_compilation,
     refuse_existing,
     report_leaks,
     run_recipe,
@@ -75,6 +76,10 @@ class EvaluationArguments:
     num_pictures: int = option(8, "Tasks to draw; 0 for no pictures at all.")
     num_maps: int = option(0, "Latent spaces to draw; one takes 3600 decoder evaluations.")
     attn_implementation: str = option("sdpa", "eager, sdpa or flex_attention.")
+    torch_compile: bool = option(
+        False, "torch.compile for the steps of a search, for tasks whose grids have one shape."
+    )
+    torch_compile_mode: str | None = option(None, "Its mode, on a GPU reduce-overhead.")
     training_tasks: list[str] | None = option(
         None, "Sources the model was trained on; by default the file that run.json of the model names."
     )
@@ -239,6 +244,10 @@ def main():
     refuse_existing(Path(args.output_dir, "results.json"), args.overwrite)
     if wrong := [budget for budget in args.budgets if budget < 0]:
         raise ValueError(f"`budgets` hold {wrong[0]}; a budget is a number of steps or samples, 0 or more")
+    if args.torch_compile_mode and not args.torch_compile:
+        raise ValueError(
+            f"`torch_compile_mode` is {args.torch_compile_mode!r} and `torch_compile` false; set it, or leave the mode out"
+        )
     accelerator = Accelerator(cpu=stay_on_cpu(args.use_cpu))
     if accelerator.device.type == "cpu":
         use_cpu_cores(args.num_threads)
@@ -250,6 +259,9 @@ def main():
         AutoModel.from_pretrained, args.model_name_or_path, attn_implementation=args.attn_implementation
     )
     model = model.to(accelerator.device).eval()
+    if args.torch_compile:
+        prepare_compilation()
+        model.compile_search(**({"mode": args.torch_compile_mode} if args.torch_compile_mode else {}))
     processor = AutoProcessor.from_pretrained(args.model_name_or_path)
     if isinstance(processor, StringProcessor):
         raise ValueError(

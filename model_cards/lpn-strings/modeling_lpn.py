@@ -13,7 +13,8 @@
 # limitations under the License.
 """PyTorch Latent Program Network (LPN, arXiv 2411.08706): loss, latent search and generation."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -234,6 +235,7 @@ class LPNModel(LPNPreTrainedModel):
         super().__init__(config)
         self.encoder = LPNEncoder(config)
         self.decoder = LPNDecoder(config)
+        self._compiled_evidence: _CompiledEvidence | None = None
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -252,6 +254,14 @@ class LPNModel(LPNPreTrainedModel):
         """
         for layer in (*self.encoder.layers, *self.decoder.layers):
             layer.compile(**{"dynamic": True, **kwargs})
+
+    def compile_search(self, **kwargs: Any) -> None:
+        """
+        Compiles what a gradient search evaluates in every step with `torch.compile(**kwargs)`, from the second step on, for
+        batches of the shape that comes first; others are searched as before. It takes some twenty seconds once and pays for
+        long searches of many tasks whose grids all have one shape; on a GPU with `mode="reduce-overhead"`.
+        """
+        self._compiled_evidence = _CompiledEvidence(kwargs)
 
     def encode(
         self,
@@ -628,8 +638,9 @@ class LPNModel(LPNPreTrainedModel):
         with self._for_search(search):
             with nullcontext() if search.second_order else torch.no_grad():
                 chunks = self._decoder_chunks(scoring, share=search.spec.budget is not None)
+            evidence = self._compiled_evidence or LPNModel._evidence
             return search_latents(
-                lambda candidates: self._evidence(candidates, chunks),
+                lambda candidates: evidence(self, candidates, chunks),
                 latents,
                 pair_mask,
                 search,
@@ -984,6 +995,33 @@ class LPNModel(LPNPreTrainedModel):
                 cells_same = cells_same | ~chunk.real.unsqueeze(1)
             same.append(shape_same & cells_same.all(-1))
         return torch.cat(same, 1)
+
+
+class _CompiledEvidence:
+    """[`LPNModel._evidence`] with gradients of the latents by `torch.compile`, for the shapes that it meets first."""
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self.options = tuple(options.items())
+        self.shapes: list[Any] | None = None
+
+    def __call__(self, model: LPNModel, latents: torch.Tensor, chunks: list[DecoderChunk]) -> torch.Tensor:
+        # A first step makes the masks that all later ones read: made in a CUDA graph they would be gone with its next run.
+        prepared = all(chunk.rows.shape[1] * latents.shape[1] in chunk.layouts for chunk in chunks)
+        if torch.compiler.is_compiling() or not (latents.requires_grad and prepared):
+            return model._evidence(latents, chunks)
+        shapes: list[Any] = [latents.shape]
+        for chunk in chunks:
+            for tokens in (chunk.prefix, chunk.output):
+                shapes += [tokens.embeds.shape, tokens.mask is None]
+        self.shapes = self.shapes or shapes
+        if shapes != self.shapes:
+            return model._evidence(latents, chunks)
+        return _compile_evidence(self.options)(model, latents, chunks).clone()  # a CUDA graph writes to one place
+
+
+@functools.cache
+def _compile_evidence(options: tuple[tuple[str, Any], ...]) -> Callable[..., torch.Tensor]:
+    return torch.compile(LPNModel._evidence, **{"fullgraph": True, "dynamic": False, **dict(options)})
 
 
 def _in_chunks(search: SearchConfig, latents: torch.Tensor, scoring: Scoring) -> SearchConfig:

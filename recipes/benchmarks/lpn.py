@@ -15,7 +15,8 @@ less; `spread` is the distance of the quartiles over the median. An earlier comm
 its own, a run at a time. `operators` counts what PyTorch dispatches, `flop/s` the matrix products, attention included, of the
 plain implementation's formulas over our time; `of ceiling` compares with a product of 1024 x 1024 matrices; `parts` are shares of the
 operators' own time in a profile (CPU only): attention's kernel, matrix products, the rest. `blind input` is the same
-model with `latent_visible_to_input: false`, another architecture, and its time over that of the published one. The plain generation
+model with `latent_visible_to_input: false`, another architecture, and its time over that of the published one; `compiled`, of searches, that
+of `LPNModel.compile_search`, compilation left out. The plain generation
 at larger shapes would take minutes: a few of its identical forwards are timed and scaled up, which the table marks with a star.
 """
 
@@ -38,7 +39,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from modeling_lpn import LPNConfig, LPNModel
-from modeling_lpn.runs import use_cpu_cores, write_results
+from modeling_lpn.runs import prepare_compilation, use_cpu_cores, write_results
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,6 +55,7 @@ SHAPES = {
 }
 TINY = {"tiny": ("quickstart.yaml", (2, 3), 2, 2, 2)}  # for the test of this command
 WORKS = ("training step", "Grad 1 training step", "search, 4 steps", "search, 16 candidates", "generation")
+COMPILED_WORK = "search, 20 steps"
 PLAIN_WORKS = ("training step", "search, 4 steps", "generation")
 
 
@@ -93,7 +95,8 @@ class Workload:
             model.train().zero_grad()
             model(*self.train_tasks, search_config=search).loss.backward()
         elif "search" in work:
-            settings = {"num_steps": 2, "num_samples": 15} if "candidates" in work else {"num_steps": 4}
+            num_steps = 20 if work == COMPILED_WORK else 4
+            settings = {"num_steps": 2, "num_samples": 15} if "candidates" in work else {"num_steps": num_steps}
             model.eval().search(*self.tasks, **settings)
         else:
             model.eval().execute(self.latents, self.query, self.shapes)
@@ -219,6 +222,9 @@ def rows_of(name: str, args: argparse.Namespace, others: dict[str, Callable[[str
     load, rows = Workload(*settings), []
     blind = Workload(*settings, latent_visible_to_input=False) if args.blind_input else None
     plain, scale = load.plain()
+    compiled = Workload(*settings) if args.compiled else None
+    if compiled is not None:
+        compiled.model.compile_search(**({"mode": "reduce-overhead"} if args.device == "cuda" else {}))
     for work in args.works:
         seconds: dict[str, list[float]] = {}
         for repeat in range(args.repeats + 1):
@@ -226,6 +232,8 @@ def rows_of(name: str, args: argparse.Namespace, others: dict[str, Callable[[str
             runs |= {commit: ask(name, work) for commit, ask in others.items()}
             if blind is not None:
                 runs["blind input"] = measure(blind.run, work, args.device)
+            if compiled is not None and "search" in work:
+                runs["compiled"] = measure(compiled.run, work, args.device)
             if args.plain and work in PLAIN_WORKS:
                 runs["plain"] = measure(plain, work, args.device) * (scale if work == "generation" else 1.0)
             for key, value in runs.items():
@@ -266,10 +274,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=[*SHAPES, *TINY])
-    parser.add_argument("--works", nargs="+", default=list(WORKS), choices=WORKS)
+    parser.add_argument("--works", nargs="+", default=list(WORKS), choices=[*WORKS, COMPILED_WORK])
     parser.add_argument("--against", nargs="+", default=[], metavar="COMMIT", help="earlier commits to compare with")
     parser.add_argument("--no-plain", dest="plain", action="store_false", help="leave out the plain implementation")
     parser.add_argument("--blind-input", action="store_true", help="also time `latent_visible_to_input: false`")
+    parser.add_argument("--compiled", action="store_true", help="also time searches by `LPNModel.compile_search`")
     parser.add_argument("--repeats", type=int, default=5, help="alternating runs of each (median)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
@@ -282,6 +291,8 @@ def main() -> None:
     if args.worker:
         return worker(args)
     hardware = torch.cuda.get_device_name() if args.device == "cuda" else f"{platform.machine()} CPU"
+    if args.compiled:
+        prepare_compilation()
     peak = ceiling(args.device, getattr(torch, args.dtype))
     print(
         f"{hardware}, {args.dtype}, torch {torch.__version__}, {args.num_threads} threads, {peak / 1e9:.0f} GFLOP/s at most"

@@ -27,6 +27,7 @@ SEARCHES = {
     "gradient": SearchConfig(num_steps=2, lr=0.5),
     "second_order": SearchConfig(num_steps=1, lr=0.5, second_order=True),
     "random": SearchConfig(method="random", num_samples=3),
+    "evolution": SearchConfig(method="evolution", num_samples=3, population_size=2),
     "all": SearchConfig(method="all"),
 }
 
@@ -50,7 +51,7 @@ def train(model, batch, search, dtype=torch.float32):
     """Loss and gradients of a step whose noise is given, on the CPU in float64."""
     noise = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(1)).to(model.device, model.dtype)
     samples = torch.randn(2, 3, 3, 8, generator=torch.Generator().manual_seed(2)).to(noise)
-    more = {"search_noise": samples} if search is not None and search.method == "random" else {}
+    more = {"search_noise": samples} if search is not None and search.spec.budget == "num_samples" else {}
     model.zero_grad()
     loss = model(**batch, search_config=search, sample_latents=True, latent_noise=noise, **more).loss
     loss.backward()
@@ -77,7 +78,7 @@ def test_a_training_step_is_that_of_float64(name, device):
 
 
 @pytest.mark.parametrize("device", ["cpu", GPU])
-@pytest.mark.parametrize("name", ["gradient", "random"])
+@pytest.mark.parametrize("name", ["gradient", "random", "evolution"])
 def test_a_search_and_its_grids_are_those_of_float64(name, device):
     found = []
     for model, where in ((make_model().to(device), device), (make_model().double(), "cpu")):
@@ -160,3 +161,16 @@ def test_a_step_compiled_as_a_whole_is_that_of_float64(name, device):
     wanted_loss, wanted_gradients = train_in_float64(name)
     assert relative_error(loss, wanted_loss) < 1e-5
     assert relative_error(gradients, wanted_gradients) < 1e-3
+
+
+@pytest.mark.parametrize("device", [pytest.param("cpu", marks=pytest.mark.slow), GPU])
+def test_a_compiled_search_is_that_of_float64(device):
+    torch.compiler.reset()
+    prepare_compilation()
+    model, search = make_model().to(device), SearchConfig(num_steps=5, lr=0.5)
+    model.compile_search(mode="reduce-overhead" if device == "cuda" else "default")
+    batch, _ = make_batch(device)
+    found = model.search(**batch, search_config=search)  # steps 2 to 5 warm up, record and replay a CUDA graph
+    wanted = make_model().double().search(**make_batch()[0], search_config=search)
+    for field, tolerance in (("trajectory_log_probs", 1e-5), ("trajectory_latents", 1e-3)):
+        assert relative_error(found[field].double().cpu(), wanted[field]) < tolerance, field

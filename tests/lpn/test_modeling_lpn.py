@@ -1,5 +1,6 @@
 """LPNModel against the naive implementation, and what it promises about batches, masks, precision and saving."""
 
+import copy
 import logging
 
 import numpy as np
@@ -672,6 +673,29 @@ def test_a_planned_training_step_compiles_as_a_whole(backend, search, variant):
             loss.backward()
             results.append((loss, torch.cat([p.grad.flatten() for p in model.parameters()])))
         assert close(results[0][0], results[1][0]) and close(results[0][1], results[1][1], 1e-4)
+        assert counter.frame_count == frames
+
+
+def test_a_compiled_search_is_the_same_and_compiles_once():
+    """The steps of the first shape behind the first step; other shapes and what has no gradient stay as they are."""
+    torch.compiler.reset()
+    model, counter = make_model("uneven", encoder_num_layers=0), CompileCounterWithBackend("aot_eager")
+    compiled = copy.deepcopy(model)
+    compiled.compile_search(backend=lambda *graph: counter(*graph))
+    compiled = copy.deepcopy(compiled)
+    for changed in (compiled, model):  # a copy searches with its own weights
+        changed.decoder.latent_proj.weight.data.mul_(1.5)
+    for seed, batch, frames in ((0, 2, 1), (1, 2, 1), (2, 3, 1)):
+        (inputs, outputs, *_), _ = make_tasks(batch=batch, num_pairs=3, seed=seed)
+        shapes = [torch.full((batch, 3, 2), size) for size in (5, 4)]
+        for search in (SearchConfig(num_steps=3), SearchConfig(method="random", num_samples=3)):
+            generators = [torch.Generator().manual_seed(seed) for _ in range(2)]
+            found, wanted = (
+                searched.search(inputs, outputs, *shapes, search_config=search, generator=generator)
+                for searched, generator in zip((compiled, model), generators, strict=True)
+            )
+            assert close(found.trajectory_latents, wanted.trajectory_latents, 1e-5)
+            assert close(found.trajectory_log_probs, wanted.trajectory_log_probs, 1e-4)
         assert counter.frame_count == frames
 
 

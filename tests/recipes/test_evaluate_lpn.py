@@ -48,6 +48,19 @@ def test_evaluation_writes_results_submission_and_pictures_and_two_processes_agr
 
 
 @pytest.mark.slow
+def test_compiled_searches_solve_the_same_tasks(trained, tmp_path, monkeypatch):
+    settings = {**TINY_EVALUATION, "tasks": "pattern", "num_maps": 0, "num_pictures": 0, "model_name_or_path": trained}
+    for compiled in ("false", "true"):
+        call(
+            evaluate,
+            monkeypatch,
+            *flags(settings, output_dir=tmp_path / compiled, torch_compile=compiled, budgets=[4]),
+        )
+    eager, compiled = (json.loads((tmp_path / name / "submission.json").read_text()) for name in ("false", "true"))
+    assert compiled == eager
+
+
+@pytest.mark.slow
 def test_a_killed_evaluation_goes_on_in_two_processes(trained, tmp_path, monkeypatch):
     recipe = str(ROOT / "recipes" / "lpn" / "quickstart_eval.yaml")
     settings = {**TINY_EVALUATION, "num_tasks": 100, "num_maps": 0, "num_pictures": 0, "model_name_or_path": trained}
@@ -91,6 +104,8 @@ def test_search_settings_are_chosen_and_saved_with_the_model(trained, tmp_path, 
         call(evaluate, monkeypatch, *flags(settings, validation_seed=1_000_000, overwrite=True))
     with pytest.raises(ValueError, match="`save_search` needs `choose_search`"):
         call(evaluate, monkeypatch, *flags(settings, choose_search="false", overwrite=True))
+    with pytest.raises(ValueError, match="`torch_compile_mode` is 'default' and `torch_compile` false"):
+        call(evaluate, monkeypatch, *flags(settings, torch_compile_mode="default", overwrite=True))
 
 
 def test_evaluation_of_task_files_without_answers(trained, tmp_path, monkeypatch, capsys):
