@@ -374,7 +374,7 @@ def plot_latent_map(
 
     axes = figure.subplots()
     # The corners of a map are thousands of nats away, a path moves within the last one: colours are of orders of magnitude.
-    missing = np.clip(-np.asarray(log_probs, dtype=float), LEAST_NATS, MOST_NATS)
+    missing = np.clip(np.nan_to_num(-np.asarray(log_probs, dtype=float), nan=MOST_NATS), LEAST_NATS, MOST_NATS)
     image = axes.imshow(
         missing,
         extent=extent,

@@ -160,6 +160,9 @@ def test_latent_map_tells_orders_of_magnitude_apart():
     image = plots.plot_latent_map(log_probs, (-1, 1, -1, 1)).axes[0].images[0]
     shares = image.norm(image.get_array()).flatten()
     assert (np.diff(shares) > 0.1).all() and shares[0] == 0 and shares[-1] == 1
+    log_probs[1, 2] = np.nan  # as bad as can be
+    worst = plots.plot_latent_map(log_probs, (-1, 1, -1, 1)).axes[0].images[0]
+    assert np.array_equal(worst.get_array(), image.get_array())
 
 
 def test_a_missing_matplotlib_is_named():
