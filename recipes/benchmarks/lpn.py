@@ -62,6 +62,7 @@ PLAIN_WORKS = ("training step", "search, 4 steps", "generation")
 def load_config(recipe: str) -> LPNConfig:
     """The model of a recipe: those of its keys that are fields of the configuration."""
     settings = yaml.safe_load((ROOT / "recipes" / "lpn" / recipe).read_text())
+    settings.pop("copy_inputs", None)  # which earlier commits do not know
     known = {name: value for name, value in settings.items() if name in LPNConfig.__annotations__}
     # YAML alone reads `1e-4` as text; the default of a field has its type.
     return LPNConfig(**{name: type(getattr(LPNConfig, name))(value) for name, value in known.items()})
