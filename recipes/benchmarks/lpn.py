@@ -39,7 +39,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from modeling_lpn import LPNConfig, LPNModel
-from modeling_lpn.runs import prepare_compilation, use_cpu_cores, write_results
+from modeling_lpn.runs import use_cpu_cores, write_results
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -293,6 +293,8 @@ def main() -> None:
         return worker(args)
     hardware = torch.cuda.get_device_name() if args.device == "cuda" else f"{platform.machine()} CPU"
     if args.compiled:
+        from modeling_lpn.runs import prepare_compilation  # here, since earlier commits have none
+
         prepare_compilation()
     peak = ceiling(args.device, getattr(torch, args.dtype))
     print(
