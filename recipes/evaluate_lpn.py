@@ -271,6 +271,11 @@ def main():
     leaks = check_leaks(args, tasks)
     # The settings saved with the model, with those of the flags instead.
     search = SearchConfig.of(model.config.search).override(**given(search_args, "search_"))
+    if args.torch_compile and search.method != "gradient":
+        raise ValueError(
+            f"`torch_compile` is true and the search method {search.method!r}, which takes no gradients and would not be "
+            "compiled; leave it out"
+        )
     compared: list[dict] = []
     if args.choose_search:
         choice = choose(args, task_args, model, processor, search)

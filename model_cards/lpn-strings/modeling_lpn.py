@@ -13,7 +13,6 @@
 # limitations under the License.
 """PyTorch Latent Program Network (LPN, arXiv 2411.08706): loss, latent search and generation."""
 
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -258,7 +257,7 @@ class LPNModel(LPNPreTrainedModel):
     def compile_search(self, **kwargs: Any) -> None:
         """
         Compiles what a gradient search evaluates in every step with `torch.compile(**kwargs)`, from the second step on, for
-        batches of the shape that comes first; others are searched as before. It takes some twenty seconds once and pays for
+        batches of the shape, type and device that come first; others are searched as before. It takes some twenty seconds once and pays for
         long searches of many tasks whose grids all have one shape; on a GPU with `mode="reduce-overhead"`.
         """
         self._compiled_evidence = _CompiledEvidence(kwargs)
@@ -1001,27 +1000,29 @@ class _CompiledEvidence:
     """[`LPNModel._evidence`] with gradients of the latents by `torch.compile`, for the shapes that it meets first."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
-        self.options = tuple(options.items())
+        self.options = dict(options)
         self.shapes: list[Any] | None = None
+        self.compiled: Callable[..., torch.Tensor] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "compiled": None}  # a copy, or another process, compiles its own
 
     def __call__(self, model: LPNModel, latents: torch.Tensor, chunks: list[DecoderChunk]) -> torch.Tensor:
         # A first step makes the masks that all later ones read: made in a CUDA graph they would be gone with its next run.
         prepared = all(chunk.rows.shape[1] * latents.shape[1] in chunk.layouts for chunk in chunks)
         if torch.compiler.is_compiling() or not (latents.requires_grad and prepared):
             return model._evidence(latents, chunks)
-        shapes: list[Any] = [latents.shape]
+        shapes: list[Any] = [latents.shape, latents.device, model.dtype]
         for chunk in chunks:
             for tokens in (chunk.prefix, chunk.output):
                 shapes += [tokens.embeds.shape, tokens.mask is None]
-        self.shapes = self.shapes or shapes
+        if self.compiled is None:
+            # Not `fullgraph`: then the compiler's limit of variants, which all models of a process share, would be an error.
+            self.shapes = shapes
+            self.compiled = torch.compile(LPNModel._evidence, **{"dynamic": False, **self.options})
         if shapes != self.shapes:
             return model._evidence(latents, chunks)
-        return _compile_evidence(self.options)(model, latents, chunks).clone()  # a CUDA graph writes to one place
-
-
-@functools.cache
-def _compile_evidence(options: tuple[tuple[str, Any], ...]) -> Callable[..., torch.Tensor]:
-    return torch.compile(LPNModel._evidence, **{"fullgraph": True, "dynamic": False, **dict(options)})
+        return self.compiled(model, latents, chunks).clone()  # a CUDA graph writes to one place
 
 
 def _in_chunks(search: SearchConfig, latents: torch.Tensor, scoring: Scoring) -> SearchConfig:

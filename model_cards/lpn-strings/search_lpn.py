@@ -68,7 +68,8 @@ class SearchConfig:
             Random candidates: all that `"random"` and `"evolution"` try beside the starts; further starts for `"gradient"`
             (always around the mean there).
         std (`float`, defaults to 1.0): Standard deviation of those samples around a start, of `"evolution"` at first.
-        population_size (`int`, defaults to 16): Samples of one generation of `"evolution"`.
+        population_size (`int`, defaults to 16): Samples of one generation of `"evolution"`, which moves between generations:
+            with fewer `num_samples` than that it is a random search.
         lr (`float`, defaults to 0.1): Step size of the gradient ascent.
         optimizer (`str`, defaults to `"adam"`):
             `"adam"` or `"sgd"`. Adam adds 1e-8 both inside the square root and outside, as the published code does.
@@ -512,8 +513,9 @@ def random_search(problem: SearchProblem, config: SearchConfig) -> SearchOutput:
 class _Population:
     """
     The normal distribution that each task's generation is drawn from, as separable CMA-ES (Ros and Hansen, 2008) adapts it,
-    with the constants of Hansen's tutorial (arXiv 1604.00772, table 1): mean `(batch, 1, latent_dim)`, step size `(batch, 1,
-    1)`, and variances of each dimension, so that a step costs nothing beside the decoder.
+    with the constants of the first version of Hansen's tutorial (arXiv 1604.00772, table 1), without its negative weights and
+    without its correction of the variances where the path stalls: mean `(batch, 1, latent_dim)`, step size `(batch, 1, 1)`, and
+    variances of each dimension, so that a step costs nothing beside the decoder.
     """
 
     def __init__(self, mean: torch.Tensor, std: float, size: int):

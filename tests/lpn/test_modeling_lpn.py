@@ -699,6 +699,20 @@ def test_a_compiled_search_is_the_same_and_compiles_once():
         assert counter.frame_count == frames
 
 
+def test_many_compiled_models_reach_no_limit():
+    """Of the compiler's variants of a function, which all models share; options need not be hashable."""
+    torch.compiler.reset()
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for batch in (1, 2, 3, 4):
+            model, (demonstrations, _) = (
+                make_model(encoder_num_layers=0, decoder_num_layers=1),
+                make_tasks(batch=batch),
+            )
+            wanted = model.search(*demonstrations, num_steps=3)
+            model.compile_search(backend="aot_eager", options={})
+            assert close(model.search(*demonstrations, num_steps=3).latents, wanted.latents, 1e-5)
+
+
 def test_a_plan_is_known_by_its_content():
     """Compiled steps are kept by this key."""
     shapes, mask = np.full((2, 3, 2), 4), np.ones((2, 3), dtype=bool)

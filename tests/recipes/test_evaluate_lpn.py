@@ -106,6 +106,14 @@ def test_search_settings_are_chosen_and_saved_with_the_model(trained, tmp_path, 
         call(evaluate, monkeypatch, *flags(settings, choose_search="false", overwrite=True))
     with pytest.raises(ValueError, match="`torch_compile_mode` is 'default' and `torch_compile` false"):
         call(evaluate, monkeypatch, *flags(settings, torch_compile_mode="default", overwrite=True))
+    compiled = {
+        "model_name_or_path": folder,
+        "tasks": "pattern",
+        "output_dir": tmp_path / "mean",
+        "torch_compile": "true",
+    }
+    with pytest.raises(ValueError, match="`torch_compile` is true and the search method 'random'"):
+        call(evaluate, monkeypatch, *flags(compiled, search_method="random", search_num_samples=2))
 
 
 def test_evaluation_of_task_files_without_answers(trained, tmp_path, monkeypatch, capsys):
